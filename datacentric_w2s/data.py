@@ -447,7 +447,9 @@ def load_splits(
     seed=0,         # of the split; the texts don't hang on it
     answers=None,   # "pair": a right and a wrong answer of each question; "single": one of them by chance
     max_rows=None,  # cap where sizes are shares; None: 4,000 for built-in sets, no cap for your own data
-    **options,      # columns, labels, balance: see `load_texts`
+    columns=None,   # for your own data, see `load_texts`
+    labels=None,    # for your own data, see `load_texts`
+    balance=True,   # whether rows of the larger class are left out
 ) -> Splits:  # four disjoint sets
     "A data set in four splits. Raises what `load_texts` raises, and ValueError where there are fewer rows than the splits need."
     p = get_preset(preset)
@@ -455,7 +457,7 @@ def load_splits(
     by_name = isinstance(name, str) and not _is_path(name)
     if isinstance(wanted[0], (int, np.integer)): rows = sum(wanted) + 256  # a question isn't torn, so a few rows more
     else: rows = CAP if max_rows is None and by_name and _find(name, p.name).source != "registered" else max_rows
-    texts = load_texts(name, preset, rows=rows, answers=answers, **options)
+    texts = load_texts(name, preset, rows=rows, answers=answers, columns=columns, labels=labels, balance=balance)
     if sizes is None and isinstance(wanted[0], (int, np.integer)) and len(texts) < sum(wanted):
         shares = tuple(float(n) / sum(wanted) for n in wanted)
         warnings.warn(f"{texts.name}: {len(texts):,} rows, the preset {p.name} wants {sum(wanted):,}; they are split in its proportions", stacklevel=2)

@@ -119,7 +119,7 @@ def _checked(x, y, l2=1.):
 
 def _two_columns(p): return np.column_stack([1 - p, p])
 
-# %% ../nbs/00d_probes.ipynb #c020
+# %% ../nbs/00d_probes.ipynb #c023
 class KNNProbe(ClassifierMixin, BaseEstimator):
     "Mean label of the `k` nearest training rows (Euclidean), as in the published code."
 
@@ -143,7 +143,7 @@ class KNNProbe(ClassifierMixin, BaseEstimator):
 
     def predict(self, x): return (self.predict_proba(x)[:, 1] > .5).astype(np.int64)
 
-# %% ../nbs/00d_probes.ipynb #c021
+# %% ../nbs/00d_probes.ipynb #c024
 def topological_filter(
     x,  # (n, d) features
     y,  # (n,) labels in [0, 1]; above 1/2 counts as class 1
@@ -173,7 +173,7 @@ class TopologicalProbe(KNNProbe):
         self.kept_ = topological_filter(x, y, k=self.k)
         return super().fit(x[self.kept_], y[self.kept_])
 
-# %% ../nbs/00d_probes.ipynb #c025
+# %% ../nbs/00d_probes.ipynb #c028
 def pseudolabel(
     probe,           # a fitted probe with predict_proba
     x,               # (n, d) what it reads
@@ -182,7 +182,7 @@ def pseudolabel(
     "All that a teacher hands on."
     return Pseudolabels(probe.predict_proba(x)[:, 1], source)
 
-# %% ../nbs/00d_probes.ipynb #c028
+# %% ../nbs/00d_probes.ipynb #c031
 def evaluate(
     problem: Problem,  # a complete experiment
     *,
@@ -209,7 +209,7 @@ def new_probe(
     "A linear probe with a preset's settings."
     return LinearProbe(preset.l2 if l2 is None else l2, preset.standardize if standardize is None else standardize)
 
-# %% ../nbs/00d_probes.ipynb #c034
+# %% ../nbs/00d_probes.ipynb #c037
 def corrected_se(
     values,  # (J,) one result a seed
     ratio,   # test rows / training rows of each seed

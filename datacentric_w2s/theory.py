@@ -41,7 +41,7 @@ class Mixture:
 
 # %% ../nbs/01_theory.ipynb #c008
 def sample(
-    mixture: Mixture,
+    mixture: Mixture,  # where the points come from
     sizes,  # numbers of easy-only, hard-only and overlap points
     rng,    # np.random.Generator
 ) -> Views:  # rows in random order, with their true kinds
@@ -57,7 +57,7 @@ def sample(
 
 # %% ../nbs/01_theory.ipynb #c014
 def mixture_problem(
-    mixture: Mixture,
+    mixture: Mixture,       # where the points come from
     sizes=(100, 100, 100),  # easy-only, hard-only and overlap points of each split
     *,
     seed=0,                 # of the draw
@@ -68,7 +68,7 @@ def mixture_problem(
     weak, w2s, val, test = (sample(mixture, sizes, rng) for _ in range(4))
     return Problem(Labelled(weak.x_weak, weak.y), w2s, val, test, preset)
 
-# %% ../nbs/01_theory.ipynb #c020
+# %% ../nbs/01_theory.ipynb #c021
 def linear_accuracy(
     mixture: Mixture,  # with tau2 = 0
     w_e,  # (d_e,) weights of the easy block
@@ -82,7 +82,7 @@ def linear_accuracy(
     n_e, n_h = np.linalg.norm(w_e), np.linalg.norm(w_h)
     return np.array([on(e, sigma * n_e), on(h, sigma * n_h), on(e + h, sigma * np.hypot(n_e, n_h))])
 
-# %% ../nbs/01_theory.ipynb #c023
+# %% ../nbs/01_theory.ipynb #c024
 def _published_run(mixture, n_o, rng, intercept):
     "One run at one size: exact accuracies (3 models, 3 kinds)"
     train, pseudo = (sample(mixture, (100, 100, n_o), rng) for _ in range(2))
@@ -97,7 +97,7 @@ def _published_run(mixture, n_o, rng, intercept):
              (w2s.coef_[:d], w2s.coef_[d:], w2s.intercept_ if intercept else 0.), (strong.coef_[:d], strong.coef_[d:], strong.intercept_)]
     return np.array([linear_accuracy(mixture, *r) for r in rules])
 
-# %% ../nbs/01_theory.ipynb #c024
+# %% ../nbs/01_theory.ipynb #c025
 def published_experiment(
     sizes=(10, 20, 30, 40, 50),  # overlap points n_o; 100 easy-only and 100 hard-only points stand beside them
     *,

@@ -1,0 +1,37 @@
+"Every notebook with parameters runs from top to bottom on other ones than its own, as the `papermill` command runs it."
+import json
+from pathlib import Path
+
+import papermill
+import pytest
+
+NBS = Path(__file__).parent.parent / "nbs"
+CHAPTERS = sorted(p.stem for p in NBS.glob("*.ipynb") if any("parameters" in c["metadata"].get("tags", []) for c in json.loads(p.read_text())["cells"]))
+RUNS = [  # notebook, parameters: small budgets, since the saved outputs come from the full ones
+    ("00c_activations", dict(bench_rows=8, bench_repeats=1)),
+    ("01_theory", dict(runs=20)),
+    ("01b_regret", dict(runs=20, seed=1)),
+    ("02_detection", dict(dataset="openbookqa")),
+    ("02a_mixing", dict(dataset="openbookqa", seeds=1)),
+    ("03_selection", dict(dataset="sciq", seeds=1, rounds=5)),
+    ("03_selection", dict(dataset="openbookqa", seeds=1, rounds=5)),
+]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_parameter_says_what_it_is(chapter):
+    parameters = papermill.inspect_notebook(str(NBS / f"{chapter}.ipynb"))
+    assert parameters
+    for name, p in parameters.items(): assert p["inferred_type_name"] != "None" and p["help"], f"{name}: write `{name}: type = value  # what it is`"
+
+
+def test_every_chapter_is_run(): assert {c for c, _ in RUNS} == set(CHAPTERS)
+
+
+@pytest.mark.parametrize("chapter, parameters", RUNS, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values())) or "small")
+def test_chapter_runs(chapter, parameters, tmp_path):
+    known = papermill.inspect_notebook(str(NBS / f"{chapter}.ipynb"))
+    assert not parameters.keys() - known.keys(), "papermill would inject them, and the chapter would not read them"
+    extra = dict(results_dir=str(tmp_path / "results")) if "results_dir" in known else {}
+    papermill.execute_notebook(str(NBS / f"{chapter}.ipynb"), str(tmp_path / "out.ipynb"), parameters | extra, cwd=str(tmp_path), progress_bar=False)
+    if extra: assert {p.suffix for p in (tmp_path / "results").rglob("*") if p.is_file()} >= {".csv", ".png"}
