@@ -272,13 +272,14 @@ def _common(a, b):
 def _packs(ids, share):
     "Lists of positions of texts that are computed together: in alphabetical order of their tokens, while they share half of the first one, and 8 tokens"
     if not share: return [[i] for i in range(len(ids))]
-    packs, tokens = [], 0
+    packs, n, tokens = [], 0, 0  # n: what the texts of the last pack share; tokens: what they have in all
     for i in sorted(range(len(ids)), key=lambda i: tuple(ids[i])):
         first = ids[packs[-1][0]] if packs else ids[i][:0]
-        n = _common(first, ids[i])
-        tokens += len(ids[i]) - n
-        if n >= max(8, len(first) / 2) and tokens <= TOKENS_A_BATCH: packs[-1].append(i)
-        else: packs, tokens = [*packs, [i]], len(ids[i])
+        n, tokens = min(n, _common(first, ids[i])), tokens + len(ids[i])
+        if n >= max(8, len(first) / 2) and tokens - n * len(packs[-1]) <= TOKENS_A_BATCH: packs[-1].append(i)
+        else:
+            packs.append([i])
+            n = tokens = len(ids[i])
     return packs
 
 # %% ../nbs/00c_activations.ipynb #c046
@@ -443,10 +444,11 @@ TEXTS_A_SHARD = 512
 
 
 def _shards(ids, keys, share):
-    "Lists of positions, each for one shard: whole packs, the shortest first"
+    "Lists of positions, each for one shard: whole packs, in alphabetical order, so that what an interrupted run leaves makes the same packs; or the shortest first"
     packs = [sorted(p, key=lambda i: keys[i].tobytes()) for p in _packs(ids, share)]
+    if not share: packs.sort(key=lambda p: (len(ids[p[0]]), keys[p[0]].tobytes()))
     shards = [[]]
-    for p in sorted(packs, key=lambda p: (len(ids[p[0]]), keys[p[0]].tobytes())):
+    for p in packs:
         if shards[-1] and len(shards[-1]) + len(p) > TEXTS_A_SHARD: shards.append([])
         shards[-1] += p
     return shards

@@ -328,14 +328,13 @@ KIND_COLOURS = dict(zip(KINDS, ("#56B4E9", "#D55E00", "#009E73")))
 def label_lines(
     ax,            # matplotlib axes whose lines carry labels
     *,
-    gap=.035,      # smallest distance of two labels, as a share of the axis' height
     size=9,        # font size in points
 ):  # the axes
     "Write each line's label at its right end, spread out so that none covers another."
     lines = [l for l in ax.get_lines() if not l.get_label().startswith("_")]
     lo, hi = ax.get_ylim()
     ends = sorted([((l.get_ydata()[-1] - lo) / (hi - lo), l) for l in lines if np.isfinite(l.get_ydata()[-1])], key=lambda e: e[0])
-    y = np.array([e for e, _ in ends])
+    y, gap = np.array([e for e, _ in ends]), 1.3 * size / (ax.get_window_extent().height * 72 / ax.figure.dpi)  # one line of text, as a share of the height
     for _ in range(200):
         for i in range(1, len(y)):
             if (short := gap - (y[i] - y[i - 1])) > 1e-9: y[i - 1], y[i] = y[i - 1] - short / 2, y[i] + short / 2

@@ -121,4 +121,4 @@ def plot_mixing(
     sizes = sorted({int(v) for v in df.n})
     ax.set(xlabel="share of overlap rows in the mix", ylabel="student's accuracy on the test split",
            title=f"{sizes[0]:,}{f' to {sizes[-1]:,}' if len(sizes) > 1 else ''} rows in each mix, {df.seed.nunique()} seeds")
-    return label_lines(ax, gap=.06)
+    return label_lines(ax)

@@ -149,17 +149,23 @@ def topological_filter(
     y,  # (n,) labels in [0, 1]; above 1/2 counts as class 1
     *,
     k=50,  # neighbours in the graph
+    contamination=0.,  # share of the rows to drop in all: after the components, those that agree least with their k neighbours
 ) -> np.ndarray:  # (n,) mask of the rows that are kept
-    "Keep, in each class, the largest strongly connected component of its part of the kNN graph, as in the published code."
+    "Keep the largest strongly connected component of each class's part of the kNN graph, less ill-fitting rows, as in the published code."
+    x, y = np.asarray(x), np.asarray(y, float)
     graph = NearestNeighbors(n_neighbors=min(k, len(x) - 1)).fit(x).kneighbors_graph().tocsr()
     keep = np.zeros(len(x), bool)
-    for rows in (np.flatnonzero(np.asarray(y) > .5), np.flatnonzero(np.asarray(y) <= .5)):
+    for rows in (np.flatnonzero(y > .5), np.flatnonzero(y <= .5)):
         if len(rows) == 0: continue
         _, part = connected_components(graph[rows][:, rows], connection="strong")
         keep[rows[part == np.bincount(part).argmax()]] = True
+    rows, more = np.flatnonzero(keep), round(len(x) * contamination) - int((~keep).sum())
+    if more > 0:
+        near = NearestNeighbors(n_neighbors=min(k, len(rows) - 1)).fit(x[rows]).kneighbors(return_distance=False)
+        keep[rows[np.argsort(-np.abs(y[rows] - y[rows][near].mean(1)), kind="stable")[:more]]] = False
     return keep
 
-
+# %% ../nbs/00d_probes.ipynb #c025
 class TopologicalProbe(KNNProbe):
     "kNN probe on the rows that the topological filter keeps, as in the published code."
 
@@ -173,7 +179,7 @@ class TopologicalProbe(KNNProbe):
         self.kept_ = topological_filter(x, y, k=self.k)
         return super().fit(x[self.kept_], y[self.kept_])
 
-# %% ../nbs/00d_probes.ipynb #c028
+# %% ../nbs/00d_probes.ipynb #c029
 def pseudolabel(
     probe,           # a fitted probe with predict_proba
     x,               # (n, d) what it reads
@@ -182,7 +188,7 @@ def pseudolabel(
     "All that a teacher hands on."
     return Pseudolabels(probe.predict_proba(x)[:, 1], source)
 
-# %% ../nbs/00d_probes.ipynb #c031
+# %% ../nbs/00d_probes.ipynb #c032
 def evaluate(
     problem: Problem,  # a complete experiment
     *,
@@ -209,7 +215,7 @@ def new_probe(
     "A linear probe with a preset's settings."
     return LinearProbe(preset.l2 if l2 is None else l2, preset.standardize if standardize is None else standardize)
 
-# %% ../nbs/00d_probes.ipynb #c037
+# %% ../nbs/00d_probes.ipynb #c038
 def corrected_se(
     values,  # (J,) one result a seed
     ratio,   # test rows / training rows of each seed

@@ -37,7 +37,7 @@ def ucb_index(
     *,
     scale=1.,    # factor of the bonus; 0 is the greedy policy
 ) -> np.ndarray:  # (..., K) the larger, the sooner queried
-    "Mean reward plus sqrt(2 log T / N): the standard bonus (Auer, Cesa-Bianchi and Fischer, 2002)."
+    "Mean reward plus sqrt(2 log T / N): the standard bonus (Auer, Cesa-Bianchi and Fischer, 2002, with the horizon T for t)."
     return _new_first(arms.mean + scale * np.sqrt(2 * np.log(arms.horizon) / np.maximum(arms.pulls, 1)), arms)
 
 # %% ../nbs/01b_regret.ipynb #c013
@@ -76,7 +76,7 @@ def kl_ucb_index(
     *,
     delta=.05,    # allowed probability that some mean leaves its interval in some round
 ) -> np.ndarray:  # (..., K) the larger, the sooner queried
-    "Largest share that the rows drawn don't refute (Garivier and Cappe, 2011), uniform over sources and rounds."
+    "Largest share that the rows drawn don't refute (Garivier and Cappé, 2011), uniform over sources and rounds."
     p = np.clip(arms.mean, 0, 1)
     lo, hi = p, np.ones_like(p)
     for _ in range(40):

@@ -85,13 +85,13 @@ class BatchDetector:
         conf,      # (n,) the teacher's confidence in all rows; only bought rows are looked at
         x_strong,  # (n, d) strong features of all rows; likewise
         *,
-        thresholds="batch",    # from the "batch" alone, or "pooled" over all rows bought so far
+        thresholds="published",  # "published": of confidence from the batch, of scores from all so far; or both from the "batch", or both "pooled"
         how="max_abs_cosine",  # the overlap score, see `overlap_score`
         center=False,          # centre the features for the score
         jump=1,                # grid of the change points; 1 where a batch is too small for it
     ):
-        if thresholds not in ("batch", "pooled"): raise ValueError(f"thresholds: got {thresholds!r}, wanted 'batch' or 'pooled'")
-        self.conf, self.x, self.pooled, self.how, self.center, self.jump = conf, x_strong, thresholds == "pooled", how, center, jump
+        if thresholds not in (known := ("published", "batch", "pooled")): raise ValueError(f"thresholds: got {thresholds!r}, wanted one of {', '.join(known)}")
+        self.conf, self.x, self.thresholds, self.how, self.center, self.jump = conf, x_strong, thresholds, how, center, jump
         self.bought, self.hard, self.scores = np.empty(0, int), np.empty(0, int), np.empty(0)
 
     def flag(
@@ -100,16 +100,14 @@ class BatchDetector:
     ) -> tuple:  # (m,) mask of the rows flagged as overlap, and where the two thresholds came from
         "Flag the overlap rows of a batch, and remember it."
         self.bought = np.concatenate([self.bought, rows])
-        t_hard, from_conf = _cut(self.conf[rows], self.conf[self.bought], self.pooled, self.jump)
+        t_hard, from_conf = _cut(self.conf[rows], self.conf[self.bought], self.thresholds == "pooled", self.jump)
         hard = (self.conf[rows] < t_hard) & (from_conf != "none")
         self.hard = np.concatenate([self.hard, rows[hard]])
         if hard.all() or len(self.hard) == 0: return np.zeros(len(rows), bool), f"{from_conf}/none"
         score = overlap_score(self.x[rows[~hard]], self.x[self.hard], self.how, self.center)
         self.scores = np.concatenate([self.scores, score])
-        t_overlap, from_score = _cut(score, self.scores, self.pooled, self.jump)
-        flags = ~hard
-        flags[~hard] = score >= t_overlap
-        return flags, f"{from_conf}/{from_score}"
+        t_overlap, from_score = _cut(score, self.scores, self.thresholds != "batch", self.jump)
+        return np.isin(rows, rows[~hard][score >= t_overlap]), f"{from_conf}/{from_score}"
 
 # %% ../nbs/03_selection.ipynb #c039
 POLICIES = dict(random=random_index, reference_ucb=reference_ucb_index, ucb=ucb_index, batch_ucb=batch_ucb_index, kl_ucb=kl_ucb_index,
@@ -149,6 +147,19 @@ def _play(index, queues, detector, batch, rounds, rng):
         yield s, rows, flags, found_by
 
 # %% ../nbs/03_selection.ipynb #c044
+def _record(played, sources, kind, student, every):
+    "One row a round; the student is fitted every so many rounds and after the last"
+    out, bought, flagged = [], np.empty(0, int), np.empty(0, int)
+    for t, (s, rows, flags, found_by) in enumerate(played, 1):
+        bought, flagged = np.concatenate([bought, rows]), np.concatenate([flagged, rows[flags]])
+        density = np.nan if kind is None else (kind[bought] == "overlap").mean()
+        accuracies = (student(bought), student(flagged)) if t % every == 0 else (np.nan, np.nan)
+        out.append((t, sources[s].name, len(bought), flags.mean(), density, *accuracies, found_by))
+    df = pd.DataFrame(out, columns=["round", "source", "rows", "reward", "density", "accuracy", "accuracy_overlap_only", "thresholds"])
+    if np.isnan(df.accuracy.iloc[-1]): df.loc[len(df) - 1, ["accuracy", "accuracy_overlap_only"]] = student(bought), student(flagged)
+    return df
+
+# %% ../nbs/03_selection.ipynb #c045
 def run_selection(
     problem: Problem,            # a complete experiment
     pseudolabels: Pseudolabels,  # of the w2s rows
@@ -159,7 +170,7 @@ def run_selection(
     rounds=25,   # queries; fewer are made where all sources run dry
     batch=None,  # rows a query; None = smallest source / rounds
     seed=0,      # of the order of rows, which all policies share, and of the policy
-    thresholds="batch",    # of the detector: "batch" or "pooled", see `BatchDetector`
+    thresholds="published",  # of the detector in each round: "published", "batch" or "pooled", see `BatchDetector`
     how=None,     # the detector's score; None = the preset's
     center=None,  # centre the features for the score; None = the preset's
     jump=None,    # grid of the detector's change points; None = the preset's
@@ -167,23 +178,16 @@ def run_selection(
     l2=None,      # the student's penalty; None = the preset's
     standardize=None,  # standardise the student's features; None = the preset's
 ) -> pd.DataFrame:  # one row a round: round, source, rows, reward, density, accuracy, accuracy_overlap_only, thresholds
-    "Buy batches by a policy, detect overlap in them, and refit the student. Paper, selection experiment. Raises ValueError for unknown policies."
-    p = problem.preset
+    "Buy batches by a policy, detect overlap in them, and refit the student. Paper, selection experiment. Raises ValueError for an unknown policy, an oracle without truth, sources too small for the rounds."
     kind = truth.kind if isinstance(truth, Partition) else None if truth is None else np.asarray(truth)
     batch, index = _batch_size(sources, rounds, batch), _index(policy, kind, sources)
     order, rng = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
-    detector = BatchDetector(pseudolabels.conf, problem.w2s.x_strong, thresholds=thresholds, how=p.how if how is None else how,
-                             center=p.center if center is None else center, jump=p.jump if jump is None else jump)
-    student = partial(student_accuracy, problem, pseudolabels, l2=l2, standardize=standardize)
-    out, bought, flagged = [], np.empty(0, int), np.empty(0, int)
-    for t, (s, rows, flags, found) in enumerate(_play(index, [order.permutation(s.rows) for s in sources], detector, batch, rounds, rng), 1):
-        bought, flagged = np.concatenate([bought, rows]), np.concatenate([flagged, rows[flags]])
-        fit = t % every == 0 or t == rounds
-        out.append((t, sources[s].name, len(bought), flags.mean(), np.nan if kind is None else (kind[bought] == "overlap").mean(),
-                    student(bought) if fit else np.nan, student(flagged) if fit else np.nan, found))
-    return pd.DataFrame(out, columns=["round", "source", "rows", "reward", "density", "accuracy", "accuracy_overlap_only", "thresholds"])
+    how, center, jump = (given if v is None else v for v, given in ((how, problem.preset.how), (center, problem.preset.center), (jump, problem.preset.jump)))
+    detector = BatchDetector(pseudolabels.conf, problem.w2s.x_strong, thresholds=thresholds, how=how, center=center, jump=jump)
+    played = _play(index, [order.permutation(s.rows) for s in sources], detector, batch, rounds, rng)
+    return _record(played, sources, kind, partial(student_accuracy, problem, pseudolabels, l2=l2, standardize=standardize), every)
 
-# %% ../nbs/03_selection.ipynb #c050
+# %% ../nbs/03_selection.ipynb #c051
 def plot_selection(
     df,        # from `run_selection`, with columns policy and seed
     ax=None,   # matplotlib axes; None = the current ones
@@ -200,9 +204,10 @@ def plot_selection(
         ax.plot(m.index, m.iloc[:, 0], color=c, label=name, lw=1.5)
         if name in bands: ax.fill_between(m.index, m.iloc[:, 0] - m.iloc[:, 1], m.iloc[:, 0] + m.iloc[:, 1], color=c, alpha=.12, lw=0)
     ax.set(xlabel="round", ylabel=column.replace("_", " "))
-    return label_lines(ax, gap=.06)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    return label_lines(ax)
 
-# %% ../nbs/03_selection.ipynb #c061
+# %% ../nbs/03_selection.ipynb #c064
 def save_results(
     folder,   # created if it isn't there
     tables,   # names and DataFrames, written as CSV

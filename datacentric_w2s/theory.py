@@ -21,7 +21,7 @@ MIXTURE = Preset("mixture", "easy block", "both blocks", 0, 0, "last", "last", (
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    "The Gaussian mixture with an easy and a hard block. Paper, synthetic experiment; theory section 0."
+    "The Gaussian mixture with an easy and a hard block. Paper, synthetic experiment."
     theta_e: np.ndarray  # (d_e,) mean of the easy block in class 1
     theta_h: np.ndarray  # (d_h,) mean of the hard block in class 1
     sigma2: float = 5.   # variance of a present block
@@ -105,7 +105,7 @@ def published_experiment(
     seed=0,          # of the first draw
     intercept=True,  # False: the student's fitted intercept is set to 0 when it answers
 ) -> pd.DataFrame:  # one row a run, size, model and kind ("all" = weighted by the counts): accuracy
-    "The paper's synthetic experiment, with exact accuracies instead of a test set. Paper, synthetic experiment."
+    "The paper's synthetic experiment with exact accuracies; a size whose teacher gives one class only is left out of its run (about 1% of runs at ten points)."
     rows = []
     for run in range(runs):
         rng = np.random.default_rng([seed, run])

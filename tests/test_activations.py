@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -19,12 +20,12 @@ from datacentric_w2s.core import Splits, Texts
 
 SMALL = dict(vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, max_position_embeddings=64)
 CONFIGS = dict(
-    llama=lambda: tf.LlamaConfig(**SMALL, num_key_value_heads=2),
-    qwen2=lambda: tf.Qwen2Config(**SMALL, num_key_value_heads=2),
-    gpt_neox=lambda: tf.GPTNeoXConfig(**SMALL),
-    gpt2=lambda: tf.GPT2Config(vocab_size=40, n_embd=32, n_layer=4, n_head=4, n_positions=64),
-    bert=lambda: tf.BertConfig(**SMALL),
-    distilbert=lambda: tf.DistilBertConfig(vocab_size=40, dim=32, hidden_dim=64, n_layers=4, n_heads=4, max_position_embeddings=64),
+    llama=lambda **k: tf.LlamaConfig(**SMALL | k, num_key_value_heads=2),
+    qwen2=lambda **k: tf.Qwen2Config(**SMALL | k, num_key_value_heads=2),
+    gpt_neox=lambda **k: tf.GPTNeoXConfig(**SMALL | k),
+    gpt2=lambda **k: tf.GPT2Config(vocab_size=40, n_embd=32, n_layer=4, n_head=4, n_positions=64, **k),
+    bert=lambda **k: tf.BertConfig(**SMALL | k),
+    distilbert=lambda **k: tf.DistilBertConfig(vocab_size=40, dim=32, hidden_dim=64, n_layers=4, n_heads=4, max_position_embeddings=64, **k),
 )
 
 
@@ -133,6 +134,172 @@ def test_bfloat16_is_close_and_comes_back_as_float32(folder):
     assert half.dtype == np.float32 and 1e-5 < gap(half, full) < .04
 
 
+SHARING = ["llama", "qwen2", "gpt2", "gpt_neox"]
+WILD = dict(initializer_range=.3)  # attention that is far from even, so that what a token may look at, and its place, matter
+
+
+@pytest.fixture(scope="module")
+def wild(tmp_path_factory): return {k: save(tmp_path_factory.mktemp(k), CONFIGS[k](**WILD)) for k in [*SHARING, "bert"]}
+
+
+def family(rng, n, shared):
+    "Token ids of `n` texts that begin alike; what follows differs from its first token on"
+    start, first = rng.integers(2, 40, shared), rng.permutation(np.arange(2, 40))[:n]
+    return [np.array([*start, f, *rng.integers(2, 40, rng.integers(0, 9))]) for f in first]
+
+
+def families(kind):
+    "Token ids, and the sizes of their packs"
+    rng = np.random.default_rng(3)
+    if kind == "pairs": return [t for _ in range(6) for t in family(rng, 2, 12)], [2] * 6
+    if kind == "fives": return [t for _ in range(2) for t in family(rng, 5, 12)], [5] * 2
+    if kind == "empty rest": return [*(f := family(rng, 3, 12)), f[0][:12], *(g := family(rng, 1, 10)), g[0][:10]], [2, 4]
+    if kind == "the same tokens": return [*(f := family(rng, 2, 9)), f[0].copy(), *[np.arange(2, 14)] * 2], [2, 3]
+    if kind == "unequal beginnings": return [np.array([*range(2, 18), 5]), np.array([*range(2, 16), 7, 8]), np.array([*range(2, 12), 33])], [3]
+    return [*family(rng, 1, 20), *family(rng, 2, 9), *family(rng, 5, 14), *family(rng, 1, 3), *family(rng, 3, 30)], [1, 1, 2, 3, 5]  # "mixed", of which one batch has pads
+
+
+def alone(folder, ids, layer, dtype="float32"):
+    "The last token's hidden state of one text at a time, from the whole model"
+    model = tf.AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    with torch.inference_mode(): return np.stack([model(torch.tensor(t)[None], output_hidden_states=True).hidden_states[layer][0, -1].float().numpy() for t in ids])
+
+
+def together(folder, ids, layer, dtype="float32", pooling="last", share=True):
+    return A._run(ids, 0, A._load(language_model(folder), layer, dtype, torch.device("cpu")), pooling, torch.device("cpu"), share)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, 4])
+@pytest.mark.parametrize("packs", ["pairs", "fives", "empty rest", "the same tokens", "unequal beginnings", "mixed"])
+@pytest.mark.parametrize("kind", SHARING)
+def test_texts_in_a_pack_have_the_values_that_they_have_alone(wild, kind, packs, layer):
+    ids, sizes = families(packs)
+    assert sorted(map(len, A._packs(ids, True))) == sizes and language_model(wild[kind]).shares
+    assert gap(together(wild[kind], ids, layer), alone(wild[kind], ids, layer)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_packs_in_bfloat16(wild, kind):
+    ids, _ = families("mixed")
+    assert gap(together(wild[kind], ids, 2, "bfloat16"), alone(wild[kind], ids, 2, "bfloat16")) < 2e-2
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_a_text_in_a_pack_does_not_see_its_neighbours(wild, kind):
+    rng = np.random.default_rng(0)
+    ids = [np.array([*range(2, 14), f, *rng.integers(2, 40, 4)]) for f in (3, 9, 20, 31)]
+    before = together(wild[kind], ids, 4)
+    for k in range(4):
+        other = [t.copy() for t in ids]
+        other[k][-4:] = (other[k][-4:] + 7) % 38 + 2  # the order of the pack stays
+        after = together(wild[kind], other, 4)
+        assert np.array_equal(np.delete(after, k, 0), np.delete(before, k, 0)) and gap(after[[k]], before[[k]]) > 1e-2
+
+
+def test_the_shared_part_of_a_pack_and_the_number_of_packs_a_batch_are_bounded(wild, monkeypatch):
+    rows = []
+    packed = A._packed
+    monkeypatch.setattr(A, "_packed", lambda packs, pad: (rows.append([len(p[0]) for p in packs]), packed(packs, pad))[1])
+    monkeypatch.setattr(A, "TOKENS_A_BATCH", 60)
+    rng = np.random.default_rng(1)
+    ids = [*family(rng, 14, 12), *family(rng, 9, 30), *family(rng, 2, 5)]
+    start = ids[14][:30]
+    ids += [np.array([*start[:k], 39, 3]) for k in (16, 20, 25)] + [np.array([*start, 39]), np.array([*start, 39, 39])]  # what share less make the whole pack repeat more
+    assert gap(together(wild["llama"], ids, 2), alone(wild["llama"], ids, 2)) < 1e-5
+    assert sum(map(sum, rows)) < sum(map(len, ids)) and max(len(r) * max(r) for r in rows) <= 60
+
+
+def test_one_pack_in_any_order_of_its_texts():
+    a, b, c = np.array([4, 2, 7]), np.array([4]), np.array([4, 2, 8, 9])
+    tokens, place, part, ends = A._pack([a, b, c])
+    assert (tokens.tolist(), place.tolist(), part.tolist(), ends) == ([4, 2, 7, 2, 8, 9], [0, 1, 2, 1, 2, 3], [0, 1, 1, 3, 3, 3], [2, 0, 5])
+    seen = A._packed([A._pack([a, b, c]), A._pack([a, c[:3]])], 0)[2]
+    assert seen.shape == (2, 1, 6, 6) and seen.any(-1).all()  # no token looks at nothing, which some kernels answer with NaN
+    assert seen[1, 0, :5, 5:].sum() == 0
+
+
+def no_packs(monkeypatch): monkeypatch.setattr(A, "_packed", lambda *a: pytest.fail("texts were packed"))
+
+
+def test_an_encoder_does_not_share(wild, monkeypatch):
+    no_packs(monkeypatch)
+    texts = alike(6)
+    assert not language_model(wild["bert"]).shares
+    assert gap(activations(texts, wild["bert"], layer=2, pooling="last", cache=False, progress=False), plain(wild["bert"], texts, 2, "last")) < 1e-5
+
+
+def test_a_sliding_window_does_not_share(tmp_path):
+    for config, shares in ((dict(use_sliding_window=True, sliding_window=4, max_window_layers=0), False), (dict(use_sliding_window=False, sliding_window=4), True)):
+        folder = save(tmp_path / str(shares), CONFIGS["qwen2"](**WILD, **config))
+        ids, lm = families("mixed")[0], language_model(folder)
+        assert lm.shares is shares
+        assert gap(together(folder, ids, 4, share=lm.shares), alone(folder, ids, 4)) < 1e-5
+
+
+def test_the_mean_is_not_shared(wild, monkeypatch):
+    no_packs(monkeypatch)
+    texts = alike(6)
+    assert gap(activations(texts, wild["llama"], layer=2, pooling="mean", cache=False, progress=False), plain(wild["llama"], texts, 2, "mean")) < 1e-5
+
+
+def alike(n, each=2, seed=0):
+    "`n` texts, `each` of which begin alike"
+    rng = np.random.default_rng(seed)
+    starts = [" ".join(f"w{j}" for j in rng.integers(0, 38, rng.integers(9, 20))) for _ in range(-(-n // each))]
+    return [f"{starts[i // each]} w{i % each} " + " ".join(f"w{j}" for j in rng.integers(0, 38, rng.integers(0, 9))) for i in range(n)]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_changed_set_of_texts_agrees(wild, tmp_path, kind):
+    texts, rng = alike(60, each=4), np.random.default_rng(1)
+    get = lambda texts, cache: activations(texts, wild[kind], layer=3, pooling="last", cache=cache, progress=False)
+    whole = get(texts, tmp_path / "whole")
+    assert gap(whole, plain(wild[kind], texts, 3, "last")) < 1e-5
+    for k, some in enumerate((rng.permutation(60), rng.permutation(60)[:30], np.arange(1, 60, 4), np.arange(60)[::-3])):
+        assert gap(get([texts[i] for i in some], False), whole[some]) < 1e-5
+        assert gap(get([texts[i] for i in some], tmp_path / str(k)), whole[some]) < 1e-5
+        assert gap(get(texts, tmp_path / str(k)), whole) < 1e-5  # the rest of each pack comes later
+    again = rng.permutation(60)
+    assert np.array_equal(get([texts[i] for i in again], tmp_path / "again"), whole[again])
+    assert cached(tmp_path / "again") == cached(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("each, tokens", [(2, 512), (5, 512), (25, 60)], ids=["pairs", "fives", "one beginning in many packs"])
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_an_interrupted_run_with_packs_resumes_and_is_identical(wild, tmp_path, monkeypatch, each, tokens, shards):
+    monkeypatch.setattr(A, "TEXTS_A_SHARD", 6)
+    monkeypatch.setattr(A, "TOKENS_A_BATCH", tokens)
+    texts = alike(50, each)
+    get = lambda name: activations(texts, wild["llama"], layer=2, pooling="last", cache=tmp_path / name, progress=False)
+    want = get("undisturbed")
+    with monkeypatch.context() as m:
+        stop_after(shards, KeyboardInterrupt(), m)
+        with pytest.raises(KeyboardInterrupt): get("a")
+    assert len(cached(tmp_path / "a")) == shards
+    with monkeypatch.context() as m:
+        calls = stop_after(99, None, m)
+        assert np.array_equal(get("a"), want)
+    assert len(calls) == len(cached(tmp_path / "undisturbed")) - shards
+    assert cached(tmp_path / "a") == cached(tmp_path / "undisturbed")
+
+
+def test_what_is_left_of_any_set_of_texts_makes_the_same_shards(monkeypatch):
+    monkeypatch.setattr(A, "TEXTS_A_SHARD", 6)
+    monkeypatch.setattr(A, "TOKENS_A_BATCH", 60)  # so that texts that begin alike fill several packs
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        ids = [*family(rng, 25, 12), *family(rng, 3, 9), *family(rng, 1, 9)]
+        keys = np.frombuffer(rng.bytes(32 * len(ids)), np.uint8).reshape(-1, 32)
+        shards = A._shards(ids, keys, True)
+        assert sorted(i for s in shards for i in s) == list(range(len(ids)))
+        for k in range(1, len(shards)):
+            left = sorted(i for s in shards[k:] for i in s)
+            assert [[left[i] for i in s] for s in A._shards([ids[i] for i in left], keys[left], True)] == shards[k:]
+
+
+def cached(folder): return {p.name: tensors(p) for p in folder.glob("*/*.safetensors")}
+
+
 def test_no_global_state_is_changed(llama):
     from transformers.utils import logging
     state = lambda: (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_rng_state().sum().item(),
@@ -174,8 +341,7 @@ def test_an_interrupted_run_resumes_at_the_shard(llama, tmp_path, monkeypatch, e
         calls = stop_after(99, error, m)
         assert np.array_equal(activations(texts, llama, cache=tmp_path / "a", progress=False), want)
     assert calls == [10, 5]
-    names = lambda k: {p.name: tensors(p) for p in (tmp_path / k).glob("*/*.safetensors")}
-    assert names("a") == names("undisturbed") and len(names("a")) == 4
+    assert cached(tmp_path / "a") == cached(tmp_path / "undisturbed") and len(cached(tmp_path / "a")) == 4
 
 
 def test_interrupted_while_writing_leaves_no_file(llama, tmp_path, monkeypatch):
@@ -241,25 +407,45 @@ def test_the_key_holds_all_that_decides_the_values(llama, tmp_path):
 
 
 CHILD = """
-import sys, time
+import json, sys, time
+from pathlib import Path
+import numpy as np
 from datacentric_w2s import activations as A
-load = A._load
-def slow(*a):
-    print("loaded", flush=True); time.sleep(2)
-    return load(*a)
-A._load = slow
-x = A.activations(sys.argv[3:], sys.argv[1], cache=sys.argv[2], progress=False)
-print(x.sum())
+texts = sys.argv[3:]
+def compute(*a):
+    print("computes", flush=True); sys.stdin.readline()
+    yield np.arange(len(texts)), np.full((len(texts), 32), 7, np.float32)
+A._through(A.Store(Path(sys.argv[1]), json.loads(sys.argv[2])), texts, A._keys(texts), range(len(texts)), compute)
 """
 
 
-def test_two_processes_compute_once(llama, tmp_path):
-    cmd = [sys.executable, "-c", CHILD, str(llama), str(tmp_path), *some_texts(5)]
-    env = os.environ | {"PYTHONPATH": str(Path(A.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
-    out = [p.communicate(timeout=120)[0].split() for p in both]
-    assert [p.returncode for p in both] == [0, 0]
-    assert sum("loaded" in o for o in out) == 1 and out[0][-1] == out[1][-1]
+def test_a_process_waits_for_another_that_computes_the_same_texts(llama, tmp_path, monkeypatch):
+    "The other one, which loads no model, gives sevens: who reads them has computed nothing itself"
+    activations(["w1"], llama, layer=2, pooling="last", cache=tmp_path, progress=False)
+    store, texts = A._store(tmp_path, language_model(llama), 2, "last", "float32"), some_texts(5)
+    env = os.environ | {"PYTHONPATH": str(Path(A.__file__).parents[1])}
+    with subprocess.Popen([sys.executable, "-c", CHILD, str(store.folder), json.dumps(store.recipe), *texts],
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as child:
+        assert child.stdout.readline() == "computes\n"
+        threading.Timer(.5, lambda: print(file=child.stdin, flush=True)).start()
+        x = activations(texts, llama, layer=2, pooling="last", cache=tmp_path, progress=False)
+    assert (x == 7).all() and child.returncode == 0
+
+
+def test_without_a_cache_nothing_is_written(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(A, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    x = activations(some_texts(4), llama, cache=False, progress=False)
+    assert not list(tmp_path.iterdir())
+    assert np.array_equal(activations(some_texts(4), llama, progress=False), x) and list((tmp_path / "cache" / "activations").glob("*/*.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_a_text_that_is_too_long_is_cut_aloud(wild, kind):
+    words = [f"w{i % 38}" for i in range(90)]
+    with pytest.warns(UserWarning, match="1 of 2 texts are longer than its 64 tokens and were cut"):
+        x = activations([" ".join(words), "w1"], wild[kind], layer=2, cache=False, progress=False)
+    assert gap(x, activations([" ".join(words[:64]), "w1"], wild[kind], layer=2, cache=False, progress=False)) < 1e-5
 
 
 def test_nan_weights_raise_and_are_not_cached(llama, tmp_path):
@@ -279,6 +465,7 @@ def test_a_layer_that_does_not_exist(llama, layer):
 
 def test_an_unknown_hub_id_gives_one_clear_error(monkeypatch):
     import huggingface_hub.constants
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"'nobody-here/no-such-model' can't be loaded.*network.*token.*all-MiniLM-L6-v2, SmolLM2-135M-Instruct"):
         activations(["w1"], "nobody-here/no-such-model")

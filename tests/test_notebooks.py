@@ -102,6 +102,17 @@ def test_outputs_are_fit_to_publish(path):
 
 
 @each_notebook
+def test_no_texts_of_data_sets_are_kept(path):
+    assert not [source(c)[:80] for c in cells(path) if "shows-texts" in c["metadata"].get("tags", []) and c["outputs"]], "execute with .ci/execute.py"
+
+
+@each_notebook
+def test_figures_have_alt_texts(path):
+    drawn = [c for c in cells(path) if any("image/png" in o.get("data", {}) for o in c["outputs"])]
+    assert not [source(c)[:80] for c in drawn if not re.search(r"^#\|\s*fig-alt:\s*\S", source(c), re.M)]
+
+
+@each_notebook
 def test_kernel_is_python3(path):
     spec = notebook(path)["metadata"]["kernelspec"]
     assert (spec["name"], spec["language"]) == ("python3", "python")
