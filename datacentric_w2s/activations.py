@@ -557,7 +557,7 @@ def _view(splits, names, lm, **options):
 
 # %% ../nbs/00c_activations.ipynb #c078
 def make_problem(
-    splits,              # a `Splits`
+    splits: Splits,      # four disjoint sets of texts
     weak=None,           # the weak model, as in `activations`
     strong=None,         # the strong model, likewise
     *,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .core import PALETTE, Partition, Problem, Pseudolabels, label_lines
-from .probes import corrected_se, evaluate, new_probe
+from .probes import corrected_se, new_probe
 
 # %% ../nbs/02a_mixing.ipynb #c007
 def mix_rows(

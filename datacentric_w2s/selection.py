@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from .core import KINDS, PALETTE, Partition, Problem, Pseudolabels, Source, label_lines
 from .detection import change_point, overlap_score

@@ -2,7 +2,6 @@
 import hashlib
 import subprocess
 import sys
-import warnings
 import zipfile
 from dataclasses import replace
 from multiprocessing import get_context

@@ -7,7 +7,7 @@ from functools import partial
 from hypothesis import given, settings, strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from datacentric_w2s.core import KINDS, Partition
+from datacentric_w2s.core import Partition
 from datacentric_w2s.detection import change_point, detect_overlap, detection_quality, overlap_score
 from datacentric_w2s.mixing import mix_rows, student_accuracy
 from datacentric_w2s.probes import LinearProbe, evaluate
