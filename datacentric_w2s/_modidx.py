@@ -374,10 +374,12 @@ d = { 'settings': { 'branch': 'main',
                                                                                       'datacentric_w2s/theory.py'),
                                         'datacentric_w2s.theory._published_run': ( 'theory.html#_published_run',
                                                                                    'datacentric_w2s/theory.py'),
+                                        'datacentric_w2s.theory.full_table': ('theory.html#full_table', 'datacentric_w2s/theory.py'),
                                         'datacentric_w2s.theory.linear_accuracy': ( 'theory.html#linear_accuracy',
                                                                                     'datacentric_w2s/theory.py'),
                                         'datacentric_w2s.theory.mixture_problem': ( 'theory.html#mixture_problem',
                                                                                     'datacentric_w2s/theory.py'),
                                         'datacentric_w2s.theory.published_experiment': ( 'theory.html#published_experiment',
                                                                                          'datacentric_w2s/theory.py'),
-                                        'datacentric_w2s.theory.sample': ('theory.html#sample', 'datacentric_w2s/theory.py')}}}
+                                        'datacentric_w2s.theory.sample': ('theory.html#sample', 'datacentric_w2s/theory.py'),
+                                        'datacentric_w2s.theory.write_table': ('theory.html#write_table', 'datacentric_w2s/theory.py')}}}
