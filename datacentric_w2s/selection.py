@@ -186,7 +186,7 @@ def run_selection(
     played = _play(index, [order.permutation(s.rows) for s in sources], detector, batch, rounds, rng)
     return _record(played, sources, kind, partial(student_accuracy, problem, pseudolabels, l2=l2, standardize=standardize), every)
 
-# %% ../nbs/03_selection.ipynb #c051
+# %% ../nbs/03_selection.ipynb #c050
 def plot_selection(
     df,        # from `run_selection`, with columns policy and seed
     ax=None,   # matplotlib axes; None = the current ones
@@ -206,7 +206,7 @@ def plot_selection(
     ax.xaxis.get_major_locator().set_params(integer=True)
     return label_lines(ax)
 
-# %% ../nbs/03_selection.ipynb #c064
+# %% ../nbs/03_selection.ipynb #c070
 def save_results(
     folder,   # created if it isn't there
     tables,   # names and DataFrames, written as CSV

@@ -24,10 +24,12 @@ def write_table(
     folder,  # where to; "" writes nothing
     name,    # of the table
     df,      # a small summary
-    **parameters,  # of the run: each becomes a column
-):  # the table with its parameters
+    *,
+    runs,    # of the run, as the notebook's parameter; a column of the table
+    seed,    # likewise
+):  # the table with both columns
     "Write a summary table with the parameters of its run."
-    df = df.assign(**parameters)
+    df = df.assign(runs=runs, seed=seed)
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
         df.to_csv(Path(folder) / f"{name}.csv", index=False, float_format="%.6g")

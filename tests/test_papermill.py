@@ -10,6 +10,7 @@ CHAPTERS = sorted(p.stem for p in NBS.glob("*.ipynb") if any("parameters" in c["
 RUNS = [  # notebook, parameters: small budgets, since the saved outputs come from the full ones
     ("00c_activations", dict(bench_rows=8, bench_repeats=1)),
     ("01_theory", dict(runs=20)),
+    ("01a_rates", dict(runs=20, seed=1)),
     ("01b_regret", dict(runs=20, seed=1)),
     ("02_detection", dict(dataset="openbookqa")),
     ("02a_mixing", dict(dataset="openbookqa", seeds=1)),
