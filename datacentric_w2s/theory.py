@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIXTURE', 'write_table', 'full_table', 'Mixture', 'sample', 'mixture_problem', 'linear_accuracy', 'fit_logistic',
-           'published_experiment']
+           'published_experiment', 'transport', 'OverlapBound', 'overlap_bound', 'MaskedError', 'masked_hard_error',
+           'majority_error', 'ClusterBound', 'cluster_bound']
 
 # %% ../nbs/01_theory.ipynb #c003
 from dataclasses import dataclass
@@ -214,3 +215,275 @@ def published_experiment(
                 acc = np.column_stack([acc, acc @ [100, 100, n_o] / (200 + n_o)])
                 out += [pd.DataFrame(dict(run=first + np.arange(R), n_overlap=n_o, model=model, kind=k, accuracy=a)) for k, a in zip((*KINDS, "all"), acc.T)]
     return pd.concat(out).dropna().sort_values(["run", "n_overlap"], kind="stable", ignore_index=True)
+
+# %% ../nbs/01_theory.ipynb #c054
+from scipy.optimize import linprog, minimize_scalar
+from scipy.sparse import coo_array, csr_array, hstack, issparse
+from scipy.stats import binom
+
+# %% ../nbs/01_theory.ipynb #c057
+def _edges(adj):
+    "Hard and overlap ends of all edges, and the shape of the graph"
+    a = coo_array(adj if issparse(adj) else np.atleast_1d(np.asarray(adj, float)))
+    if len(a.shape) != 2 or 0 in a.shape: raise ValueError(f"adj: got shape {a.shape}, wanted (n_h, n_o), at least one point a side")
+    if not np.isfinite(a.data).all(): raise ValueError("adj: got NaN or infinite entries, wanted True or 1 for an edge and False or 0 for none")
+    h, o = a.tocsr().nonzero()
+    return h, o, a.shape
+
+
+def _law(w, n, name):
+    "Weights as a law: uniform for None, else normalised to sum 1"
+    w = np.full(n, 1 / n) if w is None else np.asarray(w, float)
+    if w.shape != (n,) or not np.isfinite(w).all() or (w < 0).any() or w.sum() <= 0:
+        raise ValueError(f"{name}: got {w.shape} weights, wanted {n} finite numbers of at least 0, not all 0; leave it out for equal weights")
+    return w / w.sum()
+
+
+def _marginals(h, o, n_h, n_o):
+    "Matrix that sums a flow on edges into what leaves each h, then what enters each o"
+    e = np.arange(len(h))
+    return csr_array((np.ones(2 * len(h)), (np.r_[h, n_h + o], np.r_[e, e])), shape=(n_h + n_o, len(h)))
+
+
+def _max_flow(h, o, leave, enter):
+    "Flow on each edge, of the largest total, where at most `leave` leaves and `enter` enters each point"
+    if len(h) == 0: return np.zeros(0)
+    return linprog(-np.ones(len(h)), _marginals(h, o, len(leave), len(enter)), np.r_[leave, enter], method="highs").x.clip(0)
+
+# %% ../nbs/01_theory.ipynb #c058
+def transport(
+    adj,  # (n_h, n_o) neighbourhood graph, dense or scipy sparse: nonzero where hard-only point h and overlap point o are neighbours
+    c,    # mass that wants to travel, at least 0; the overlap points hold mass 1
+    w_h=None,  # (n_h,) weights of the hard-only points, normalised here; None: equal
+    w_o=None,  # (n_o,) weights of the overlap points, normalised here; None: equal
+):  # pi, (n_h, n_o) flow, dense or sparse as `adj` is, and the deficiency d*(c), a float in [0, c]
+    "Largest flow from hard-only to overlap points and its deficiency. Lemma A.0. Raises ValueError for an empty side, negative c or unfit weights."
+    h, o, shape = _edges(adj)
+    if not (np.isfinite(c) and c >= 0): raise ValueError(f"c: got {c}, wanted a number of at least 0")
+    flow = _max_flow(h, o, c * _law(w_h, shape[0], "w_h"), _law(w_o, shape[1], "w_o"))
+    pi = csr_array((flow, (h, o)), shape=shape)
+    return pi if issparse(adj) else pi.toarray(), float(np.clip(c - flow.sum(), 0, c))
+
+# %% ../nbs/01_theory.ipynb #c068
+def _share(w, a, b):
+    "P(a | b) under the weights w; 0 where b is empty"
+    return float(w[a & b].sum() / w[b].sum()) if w[b].sum() > 0 else 0.
+
+
+def _rates(w, differs, wrong, detected, overlap):
+    "e, alpha, eps_p, eps_g, eps_b of Theorem A.3"
+    return (_share(w, differs, detected), _share(w, wrong, detected & overlap), _share(w, ~overlap, detected),
+            _share(w, ~detected, overlap & ~wrong), _share(w, ~detected, overlap & wrong))
+
+
+def _coefficients(rates, use_b):
+    "a_g, a_b and the total disagreement allowed; without O_b its transport and its misses don't count"
+    e, alpha, eps_p, eps_g, eps_b = rates
+    a_g, a_b = (1 - alpha) / (1 - eps_g), alpha / (1 - eps_b) if use_b and alpha > 0 else 0.
+    return a_g, a_b, e / (1 - eps_p) + a_g * eps_g + a_b * eps_b
+
+# %% ../nbs/01_theory.ipynb #c069
+def _linear_program(h, o, w_h, q, wrong, rates, use_b):
+    "Corollary A.2b: the least bound, and c_g, d_g, c_b, d_b that attain it (all 0: no transport helps)"
+    a_g, a_b, allowed = _coefficients(rates, use_b)
+    keep = (a_b > 0) | ~wrong[o]
+    h, o, n = h[keep], o[keep], len(w_h)
+    cost = np.r_[np.where(wrong[o], -a_b, -a_g), allowed, a_g, 0]  # the flow on each edge, then t, C_g, C_b
+    limits = np.zeros((2 * n + len(q), 3))
+    limits[2 * n:, 0], limits[:n, 1], limits[n:2 * n, 2] = -q, -w_h, -w_h
+    rows = hstack([_marginals(h + n * wrong[o], o, 2 * n, len(q)), csr_array(limits)]).tocsr()
+    scale = csr_array(np.r_[np.zeros(len(h) + 1), a_g, -a_b][None])
+    found = linprog(cost, rows, np.zeros(len(limits)), scale, [1.], [(0, None)] * (len(cost) - 1) + [(0, None if a_b else 0)], method="highs")
+    t, c_g, c_b = found.x[-3:]
+    if found.fun > 1 - 1e-9 or t < 1e-12: return 1., 0., 0., 0., 0.
+    used = [found.x[:-3][wrong[o] == b].sum() for b in (False, True)]
+    return (float(np.clip(found.fun, 0, 1)), *(float(max(v, 0) / t) for v in (c_g, c_g - used[0], c_b, c_b - used[1])))
+
+
+def _on_grid(h, o, w_h, q, wrong, rates, use_b, cs):
+    "The same over the values cs of c_g and c_b, from their deficiencies"
+    a_g, a_b, allowed = _coefficients(rates, use_b)
+    d_g, d_b = ([c - _max_flow(h[k], o[k], c * w_h, q).sum() for c in cs] for k in (~wrong[o], wrong[o]))
+    (c_g, d_g), (c_b, d_b) = (np.array([cs, d_g])[:, :, None], np.array([cs, d_b])[:, None] if a_b else np.zeros((2, 1, 1)))
+    slope = a_g * c_g - a_b * c_b
+    value = np.where(slope > 1e-12, (allowed + a_g * d_g + a_b * (d_b - c_b)) / np.where(slope > 1e-12, slope, 1), 1.)
+    i, j = np.unravel_index(np.argmin(value), value.shape)
+    if value[i, j] >= 1: return 1., 0., 0., 0., 0.
+    return float(value[i, j].clip(0)), *(float(v) for v in (c_g[i, 0], d_g[i, 0], c_b[0, j], d_b[0, j]))
+
+# %% ../nbs/01_theory.ipynb #c070
+_CLASS_COLUMNS = ("y share u bound B1 B2 e alpha eps_p eps_g eps_b c_g d_g rho_g c_b d_b rho_b note").split()
+
+
+def _no_bound(w, wrong, detected, overlap):
+    "Why a class has no bound, or an empty text"
+    seen = detected & overlap
+    if not w[seen].sum() > 0: return "vacuous: no overlap point among the training rows"
+    return "" if w[seen & ~wrong].sum() > 0 else "vacuous: no right weak label on an overlap point among the training rows"
+
+
+def _one_class(h, o, agree, w_h, w_o, wrong, differs, detected, overlap, cs):
+    "The columns from `bound` on for one class"
+    rates = _rates(w_o, differs, wrong, detected, overlap)
+    if why := _no_bound(w_o, wrong, detected, overlap): return [1., 1., 1., *(rates if w_o.sum() > 0 else [np.nan] * 5), *[0.] * 6, why]
+    side = np.array([w_o[overlap & (wrong == b)].sum() for b in (False, True)])
+    q = np.where(overlap, w_o, 0) / np.where(side > 0, side, 1)[wrong.astype(int)]
+    solve = _linear_program if cs is None else lambda *a: _on_grid(*a, cs)
+    one, two = (solve(h[agree], o[agree], w_h, q, wrong, rates, use_b) for use_b in (False, True))
+    value, c_g, d_g, c_b, d_b = one if one[0] <= two[0] + 1e-9 else two
+    flows = (c_g, d_g, ~wrong[o]), (c_b, d_b, wrong[o])
+    full = [d if agree.all() or c == 0 else c - _max_flow(h[k], o[k], c * w_h, q).sum() for c, d, k in flows]
+    parts = [c_g, full[0], max(d_g - full[0], 0.), c_b, full[1], max(d_b - full[1], 0.)]
+    return [value, one[0], two[0], *rates, *parts, "vacuous: no transport helps" if value == 1 else ""]
+
+# %% ../nbs/01_theory.ipynb #c071
+@dataclass(frozen=True, eq=False)
+class OverlapBound:
+    "Bounds on a student's error on hard-only points, and what they are made of. Theorems A.1 to A.3."
+    u: float | None  # the error itself, where the hard-only points' gold labels were given
+    bound: float     # the smaller of B1 and B2 in each class, averaged with the classes' shares of the hard-only points; 1 says nothing
+    B1: float        # from the right weak labels alone
+    B2: float        # from the wrong ones too
+    e: float         # share of the training rows on which student and weak label differ; needs no gold label
+    alpha: float     # share of wrong weak labels among the training rows that are overlap points
+    eps_p: float     # share of the training rows that are no overlap points
+    eps_g: float     # share of the overlap points with a right weak label that were not detected
+    eps_b: float     # share of those with a wrong one that were not detected
+    classes: pd.DataFrame  # one row a class: all of these, and c, d, rho of the flows behind `bound` (c = 0: that flow isn't used)
+
+    def _repr_markdown_(self):
+        head = "" if self.u is None else f"error on hard-only points u = {self.u:.3f}; "
+        vacuous = " (vacuous)" if self.bound >= 1 else ""
+        c = self.classes.drop(columns="note").round(3).astype(object).where(lambda d: d.notna(), "-")
+        lines = ["| " + " | ".join(map(str, r)) + " |" for r in [c.columns, ["---"] * c.shape[1], *c.to_numpy()]]
+        notes = "".join(f"\n\nclass {k}: {note}" for k, note in zip(self.classes["y"], self.classes["note"]) if note)
+        return (f"{head}bound {self.bound:.3f}{vacuous}, B1 {self.B1:.3f}, B2 {self.B2:.3f}; e = {self.e:.3f} is observable, "
+                f"alpha = {self.alpha:.3f} and what follows needs gold labels\n\n" + "\n".join(lines) + notes)
+
+# %% ../nbs/01_theory.ipynb #c072
+def _bits(a, n, name, dtype=np.int64):
+    "0/1 values as an (n,) integer array, or a mask"
+    a = np.asarray(a)
+    if a.shape != (n,): raise ValueError(f"{name}: got shape {a.shape}, wanted ({n},), one value for each row or column of adj")
+    if not np.isin(a, (0, 1)).all(): raise ValueError(f"{name}: got values other than 0 and 1; map your classes to 0 and 1, masks to False and True")
+    return a.astype(dtype)
+
+
+def _mask(a, n, name): return np.ones(n, bool) if a is None else _bits(a, n, name, bool)
+
+
+def _class_of_hard(y_h, y_o, h, o, n_h):
+    "The class of each hard-only point, and which edges stay within a class; None: all are taken to"
+    if y_h is not None:
+        y_h = _bits(y_h, n_h, "y_h")
+        return y_h, y_h[h] == y_o[o]
+    seen = [np.bincount(h[y_o[o] == c], minlength=n_h) > 0 for c in (0, 1)]
+    if (torn := (seen[0] & seen[1]).sum()):
+        raise ValueError(f"adj: {torn} of {n_h} hard-only points have neighbours of both classes; give y_h, and edges between classes are left out")
+    return np.full(n_h, -1), np.ones(len(h), bool)
+
+# %% ../nbs/01_theory.ipynb #c073
+def overlap_bound(
+    adj,   # (n_h, n_o) neighbourhood graph, dense or scipy sparse, chosen without looking at the student's answers
+    f_h,   # (n_h,) the student's answers on hard-only points, 0 or 1
+    f_o,   # (n_o,) the student's answers on overlap (and other detected) points
+    yw_o,  # (n_o,) their weak labels
+    y_o,   # (n_o,) their gold labels
+    *,
+    y_h=None,       # (n_h,) gold labels of the hard-only points: classes are bounded apart. None: edges are taken to join points of one class
+    detected=None,  # (n_o,) mask of the rows that the student was trained on; None: all
+    overlap=None,   # (n_o,) mask of the rows that truly are overlap points; None: all. Other rows count only in e and eps_p
+    cs=None,        # values of c_g and c_b to try; None: the best of all, by linear programs
+    w_h=None,       # (n_h,) weights of the hard-only points; None: equal
+    w_o=None,       # (n_o,) weights of the overlap points; None: equal
+) -> OverlapBound:  # the bounds; 1 where they say nothing, with the reason in `classes`
+    "Bound the error on hard-only points. Theorems A.1 to A.3. Raises ValueError for misfitting arrays or, without y_h, edges between classes."
+    h, o, (n_h, n_o) = _edges(adj)
+    w_h, w_o, f_h, f_o = _law(w_h, n_h, "w_h"), _law(w_o, n_o, "w_o"), _bits(f_h, n_h, "f_h"), _bits(f_o, n_o, "f_o")
+    yw_o, y_o, detected, overlap = _bits(yw_o, n_o, "yw_o"), _bits(y_o, n_o, "y_o"), _mask(detected, n_o, "detected"), _mask(overlap, n_o, "overlap")
+    if not w_o[detected].sum() > 0: raise ValueError("detected: got no training row, wanted at least one; without any there is no student to bound")
+    if cs is not None and not (np.size(cs) and np.isfinite(cs).all() and np.min(cs) > 0): raise ValueError(f"cs: got {cs}, wanted numbers above 0")
+    y, within = _class_of_hard(y_h, y_o, h, o, n_h)
+    wrong, differs, agree, rows = yw_o != y_o, f_o != yw_o, f_h[h] == f_o[o], []
+    for k in np.unique(y):
+        here, edge = (y == k), within & overlap[o] & (y[h] == k)
+        laws = w_h * here / (w_h[here].sum() or 1), np.where((y_o == k) | (k < 0), w_o, 0)
+        head = ["all" if k < 0 else k, w_h[here].sum(), None if k < 0 else _share(w_h, f_h != k, here)]
+        rows.append([*head, *_one_class(h[edge], o[edge], agree[edge], *laws, wrong, differs, detected, overlap, cs)])
+    t = pd.DataFrame(rows, columns=_CLASS_COLUMNS)
+    means = [None if name == "u" and y_h is None else min(float(t[name] @ t["share"]), 1.) for name in ("u", "bound", "B1", "B2")]
+    return OverlapBound(*means, *_rates(w_o, differs, wrong, detected, overlap), t)
+
+# %% ../nbs/01_theory.ipynb #c093
+@dataclass(frozen=True, eq=False)
+class MaskedError:
+    "Estimate of the error on hard-only points from masked overlap points. Theorem A.4."
+    u: float     # the estimate, clipped to [0, 1]
+    raw: float   # the unbiased estimate; noise can take it outside [0, 1]
+    low: float   # lower end of the interval
+    high: float  # upper end
+
+
+def masked_hard_error(
+    e0,     # disagreement of the masked student with the weak labels on fresh overlap points, in [0, 1]; an array gives arrays
+    alpha,  # share of wrong weak labels on overlap points, in [0, 1/2)
+    n_v,    # number of fresh overlap points
+    delta=.05,  # allowed probability that the interval misses the error
+) -> MaskedError:  # the estimate and its interval within [0, 1]
+    "Estimate the error on hard-only points without their labels. Theorem A.4. Raises ValueError for alpha >= 1/2, no points or rates out of range."
+    e0, alpha = np.asarray(e0, float)[()], np.asarray(alpha, float)[()]
+    if not np.all((0 <= e0) & (e0 <= 1)): raise ValueError(f"e0: got {e0}, wanted shares in [0, 1]")
+    if not np.all((0 <= alpha) & (alpha < .5)): raise ValueError(f"alpha: got {alpha}, wanted shares in [0, 1/2); above it flip the labels first")
+    if not np.all(np.asarray(n_v) >= 1): raise ValueError(f"n_v: got {n_v}, wanted at least one fresh overlap point")
+    if not 0 < delta < 1: raise ValueError(f"delta: got {delta}, wanted a probability between 0 and 1")
+    raw, radius = (e0 - alpha) / (1 - 2 * alpha), np.sqrt(np.log(2 / delta) / (2 * n_v)) / (1 - 2 * alpha)
+    return MaskedError(np.clip(raw, 0, 1), raw, np.clip(raw - radius, 0, 1), np.clip(raw + radius, 0, 1))
+
+# %% ../nbs/01_theory.ipynb #c101
+def _rate(p): return np.where(np.asarray(p) < 1e-200, 0., p)  # scipy's binomial overflows at rates near the smallest float
+
+# %% ../nbs/01_theory.ipynb #c102
+def majority_error(
+    n,      # numbers of labels, at least 0; an array gives an array
+    alpha,  # error rate of each label, in [0, 1]
+) -> np.ndarray:  # probability that their majority is wrong; a tie counts half
+    "Error of a majority vote, r_alpha(n) of Theorem A.5."
+    n, alpha = np.asarray(n), _rate(alpha)
+    return binom.sf(n // 2, n, alpha) + np.where(n % 2 == 0, .5 * binom.pmf(n // 2, n, alpha), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterBound:
+    "Error on hard-only points in the cluster model. Theorem A.5."
+    mean: float   # exact expected error
+    lower: float  # from unseen patterns alone
+    upper: float  # product form
+    upper_exp: float  # exponential form
+    sd: float     # root of V, at least the standard deviation of the error
+    high: float   # the error is at most this with probability 1 - delta: the least of the bounds of (ii) and (iii)
+    high_two_layers: float  # the bound of (ii) alone
+
+# %% ../nbs/01_theory.ipynb #c103
+def cluster_bound(
+    p,      # (K,) probabilities of the hard patterns, sum 1
+    n_o,    # overlap points of the class, at least 0
+    alpha,  # error rate of the weak labels, in [0, 1/2]
+    delta=.05,  # allowed probability of an error above `high`
+) -> ClusterBound:  # exact mean, lower and upper bounds
+    "Expected error in the cluster model with its bounds. Theorem A.5. Raises ValueError for p that is no law, negative n_o, or alpha above 1/2."
+    p = np.asarray(p, float)
+    if p.ndim != 1 or not (p >= 0).all() or not np.isclose(p.sum(), 1):
+        raise ValueError(f"p: got shape {p.shape} with sum {p.sum()}, wanted probabilities with sum 1; normalise them first")
+    if not (n_o >= 0 and n_o % 1 == 0): raise ValueError(f"n_o: got {n_o}, wanted a whole number of at least 0")
+    if not 0 <= alpha <= .5: raise ValueError(f"alpha: got {alpha}, wanted a rate in [0, 1/2]; above it flip the weak labels first")
+    if not 0 < delta < 1: raise ValueError(f"delta: got {delta}, wanted a probability between 0 and 1")
+    n, rest = np.arange(int(n_o) + 1), 1 - 2 * np.sqrt(alpha * (1 - alpha))
+    q = np.clip(binom.pmf(n, int(n_o), _rate(p)[:, None]) @ majority_error(n, alpha), 0, 1)
+    mean, sd, log = p @ q, np.sqrt(p**2 @ (q * (1 - q))), np.log(1 / delta)
+    log_q, log_right = (np.log(a, where=a > 0, out=np.full(len(p), -np.inf)) for a in (q, 1 - q))
+    chernoff = lambda x: (log + np.logaddexp(log_right, log_q + np.exp(x) * p).sum()) / np.exp(x)
+    cantelli, hoeffding = sd * np.sqrt((1 - delta) / delta), np.sqrt(5 / 8 * (p**2).sum() * log)
+    best = minimize_scalar(chernoff, bounds=np.log([1e-3, 1e4 * log / p.max()]), method="bounded").fun
+    two = mean + min(cantelli, hoeffding)
+    return ClusterBound(*map(float, (mean, .5 * p @ (1 - p)**n_o, .5 * p @ (1 - rest * p)**n_o, .5 * p @ np.exp(-rest * p * n_o),
+                                     sd, min(two, best, 1), min(two, 1))))
