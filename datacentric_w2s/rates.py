@@ -151,8 +151,8 @@ def best_threshold(
     *,
     nodes=16,      # of the Gauss rule in each variable
 ) -> float:  # the threshold
-    "The threshold with the largest J = TPR - FPR under Theorem C.1. Raises ValueError at tau = 0, where every small positive one is perfect."
-    if tau == 0: raise ValueError("tau: got 0, where any small positive threshold is perfect (Remark C.0); there is nothing to choose")
+    "The threshold with the largest J = TPR - FPR under Theorem C.1. Raises ValueError at tau = 0, where 0 is perfect."
+    if tau == 0: raise ValueError("tau: got 0, where the threshold 0 is perfect (Remark C.0); there is nothing to choose")
     loss = lambda t: np.subtract(*detector_rates(t, theta_e, theta_h, sigma, tau, n_h, signed, nodes=nodes)[::-1])
     d, length = len(theta_h), max(np.linalg.norm(theta_e), np.linalg.norm(theta_h))
     top = (sigma**2 + tau**2) * (d + len(theta_e))**.5 * 4 + 4 * length * (length + sigma)

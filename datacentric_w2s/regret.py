@@ -370,8 +370,8 @@ def _first_passage(p, n, line, width):
 
 # %% ../nbs/01b_regret.ipynb #c057
 def abandonment(
-    p,     # density of source A, the best
-    c,     # what source B returns in each batch, below p
+    p,     # density of the coin, the best source
+    c,     # what the constant returns in each batch, below p
     T,     # rounds, at least 2
     n=1,   # rows a round
     share=.01,  # fewer pulls than this share of the rounds are few
@@ -381,13 +381,14 @@ def abandonment(
     if not 0 < share < 1: raise ValueError(f"share: got {share}, wanted a share strictly between 0 and 1")
     if not 0 < c < p < 1 or T < 2: raise ValueError(f"abandonment: got p = {p}, c = {c}, T = {T}, wanted 0 < c < p < 1 and T of at least 2")
     B, few = np.sqrt(2 * np.log(T)), int(np.ceil(share * T - 1e-9))
+    if few >= T: raise ValueError(f"share: got {share}, wanted at most {(T - 1) / T:.3g} for T = {T}")
     N0 = int(np.ceil(B / c))
     theta = n * brentq(lambda x: x * c + np.log1p(p * np.expm1(-x)), 4 * (p - c), -np.log1p(-p) / c)
     N = np.arange(1, min(T, int(np.ceil(15 / (n * (p - c)**2))) + N0) + 1)  # later W >= B has probability e^-30 or less
     width = N0 * n + int(60 * n / theta)  # from up there it falls back with probability below e^-60
     nu = _first_passage(p, n, np.floor(n * (c * N - B) + 1e-9), width)
     M = np.arange(1, min(few, len(N) + 1))
-    stuck = _first_passage(p, n, np.ceil(n * (c * M - B + M * B / (T - few)) - 1e-9) - 1, width)  # B comes T - few times before A
+    stuck = _first_passage(p, n, np.ceil(n * (c * M - B + M * B / (T - few)) - 1e-9) - 1, width)  # the constant comes T - few times before the coin
     zeros = (1 - p)**(n * N0)
     return Abandonment(N0, zeros, (p - c) * max(1 - N0 / T, 0) * zeros, theta, float(np.exp(-theta * (B + c))), float(np.exp(-theta * B)),
                        float(nu.sum()), float((p - c) * (nu * np.maximum(1 - N / T, 0)).sum()), float(stuck.sum()))

@@ -108,7 +108,7 @@ class BatchDetector:
         t_overlap, from_score = _cut(score, self.scores, self.thresholds != "batch", self.jump)
         return np.isin(rows, rows[~hard][score >= t_overlap]), f"{from_conf}/{from_score}"
 
-# %% ../nbs/03_selection.ipynb #c041
+# %% ../nbs/03_selection.ipynb #c039
 def _index(policy, kind, sources):
     "The index function of a policy's name; the oracle's index is the true density"
     if callable(policy): return policy
@@ -127,7 +127,7 @@ def _batch_size(sources, rounds, batch):
     if batch < 1: raise ValueError(f"run_selection: the smallest source has {min(map(len, sources))} rows, too few for {rounds} rounds; use fewer rounds or give batch")
     return batch
 
-# %% ../nbs/03_selection.ipynb #c042
+# %% ../nbs/03_selection.ipynb #c040
 def _play(index, queues, detector, batch, rounds, rng):
     "Yield one round after the other: source, rows bought, flags, where the thresholds came from"
     pulls, rows_of, flagged = (np.zeros(len(queues)) for _ in range(3))
@@ -141,7 +141,7 @@ def _play(index, queues, detector, batch, rounds, rng):
         pulls[s], rows_of[s], flagged[s] = pulls[s] + 1, rows_of[s] + len(rows), flagged[s] + flags.sum()
         yield s, rows, flags, found_by
 
-# %% ../nbs/03_selection.ipynb #c043
+# %% ../nbs/03_selection.ipynb #c041
 def _record(played, sources, kind, student, every):
     "One row a round; the student is fitted every so many rounds and after the last"
     out, bought, flagged = [], np.empty(0, int), np.empty(0, int)
@@ -154,7 +154,7 @@ def _record(played, sources, kind, student, every):
     if np.isnan(df.accuracy.iloc[-1]): df.loc[len(df) - 1, ["accuracy", "accuracy_overlap_only"]] = student(bought), student(flagged)
     return df
 
-# %% ../nbs/03_selection.ipynb #c044
+# %% ../nbs/03_selection.ipynb #c042
 def run_selection(
     problem: Problem,            # a complete experiment
     pseudolabels: Pseudolabels,  # of the w2s rows
@@ -182,7 +182,7 @@ def run_selection(
     played = _play(index, [order.permutation(s.rows) for s in sources], detector, batch, rounds, rng)
     return _record(played, sources, kind, partial(student_accuracy, problem, pseudolabels, l2=l2, standardize=standardize), every)
 
-# %% ../nbs/03_selection.ipynb #c049
+# %% ../nbs/03_selection.ipynb #c047
 def plot_selection(
     df,        # from `run_selection`, with columns policy and seed
     ax=None,   # matplotlib axes; None = the current ones
@@ -202,7 +202,7 @@ def plot_selection(
     ax.xaxis.get_major_locator().set_params(integer=True)
     return label_lines(ax)
 
-# %% ../nbs/03_selection.ipynb #c077
+# %% ../nbs/03_selection.ipynb #c075
 def save_results(
     folder,   # created if it isn't there
     tables,   # names and DataFrames, written as CSV

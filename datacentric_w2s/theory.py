@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['MIXTURE', 'write_table', 'full_table', 'Mixture', 'sample', 'mixture_problem', 'linear_accuracy', 'fit_logistic',
            'published_experiment', 'transport', 'OverlapBound', 'overlap_bound', 'MaskedError', 'masked_hard_error',
-           'majority_error', 'ClusterBound', 'cluster_bound']
+           'majority_error', 'ClusterBound', 'cluster_bound', 'hard_accuracy', 'expected_hard_accuracy', 'KindAccuracy',
+           'test_accuracy_approx', 'hard_error_bound', 'pgr_hard', 'overlap_needed', 'all_points_hard_accuracy',
+           'ridge_m']
 
 # %% ../nbs/01_theory.ipynb #c003
 from dataclasses import dataclass
@@ -14,8 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit
-from scipy.stats import norm
+from scipy.linalg import eigh_tridiagonal
+from scipy.optimize import brentq, linprog, minimize_scalar
+from scipy.sparse import coo_array, csr_array, hstack, issparse
+from scipy.special import betainc, expit, gammaln, xlog1py, xlogy
+from scipy.stats import binom, chi, norm, poisson
 
 from .core import KINDS, Labelled, Preset, Problem, Views
 from .probes import LinearProbe
@@ -216,12 +221,7 @@ def published_experiment(
                 out += [pd.DataFrame(dict(run=first + np.arange(R), n_overlap=n_o, model=model, kind=k, accuracy=a)) for k, a in zip((*KINDS, "all"), acc.T)]
     return pd.concat(out).dropna().sort_values(["run", "n_overlap"], kind="stable", ignore_index=True)
 
-# %% ../nbs/01_theory.ipynb #c054
-from scipy.optimize import linprog, minimize_scalar
-from scipy.sparse import coo_array, csr_array, hstack, issparse
-from scipy.stats import binom
-
-# %% ../nbs/01_theory.ipynb #c057
+# %% ../nbs/01_theory.ipynb #c055
 def _edges(adj):
     "Hard and overlap ends of all edges, and the shape of the graph"
     a = coo_array(adj if issparse(adj) else np.atleast_1d(np.asarray(adj, float)))
@@ -250,7 +250,7 @@ def _max_flow(h, o, leave, enter):
     if len(h) == 0: return np.zeros(0)
     return linprog(-np.ones(len(h)), _marginals(h, o, len(leave), len(enter)), np.r_[leave, enter], method="highs").x.clip(0)
 
-# %% ../nbs/01_theory.ipynb #c058
+# %% ../nbs/01_theory.ipynb #c056
 def transport(
     adj,  # (n_h, n_o) neighbourhood graph, dense or scipy sparse: nonzero where hard-only point h and overlap point o are neighbours
     c,    # mass that wants to travel, at least 0; the overlap points hold mass 1
@@ -264,7 +264,7 @@ def transport(
     pi = csr_array((flow, (h, o)), shape=shape)
     return pi if issparse(adj) else pi.toarray(), float(np.clip(c - flow.sum(), 0, c))
 
-# %% ../nbs/01_theory.ipynb #c068
+# %% ../nbs/01_theory.ipynb #c066
 def _share(w, a, b):
     "P(a | b) under the weights w; 0 where b is empty"
     return float(w[a & b].sum() / w[b].sum()) if w[b].sum() > 0 else 0.
@@ -282,7 +282,7 @@ def _coefficients(rates, use_b):
     a_g, a_b = (1 - alpha) / (1 - eps_g), alpha / (1 - eps_b) if use_b and alpha > 0 else 0.
     return a_g, a_b, e / (1 - eps_p) + a_g * eps_g + a_b * eps_b
 
-# %% ../nbs/01_theory.ipynb #c069
+# %% ../nbs/01_theory.ipynb #c067
 def _linear_program(h, o, w_h, q, wrong, rates, use_b):
     "Corollary A.2b: the least bound, and c_g, d_g, c_b, d_b that attain it (all 0: no transport helps)"
     a_g, a_b, allowed = _coefficients(rates, use_b)
@@ -311,7 +311,7 @@ def _on_grid(h, o, w_h, q, wrong, rates, use_b, cs):
     if value[i, j] >= 1: return 1., 0., 0., 0., 0.
     return float(value[i, j].clip(0)), *(float(v) for v in (c_g[i, 0], d_g[i, 0], c_b[0, j], d_b[0, j]))
 
-# %% ../nbs/01_theory.ipynb #c070
+# %% ../nbs/01_theory.ipynb #c068
 _CLASS_COLUMNS = ("y share u bound B1 B2 e alpha eps_p eps_g eps_b c_g d_g rho_g c_b d_b rho_b note").split()
 
 
@@ -336,7 +336,7 @@ def _one_class(h, o, agree, w_h, w_o, wrong, differs, detected, overlap, cs):
     parts = [c_g, full[0], max(d_g - full[0], 0.), c_b, full[1], max(d_b - full[1], 0.)]
     return [value, one[0], two[0], *rates, *parts, "vacuous: no transport helps" if value == 1 else ""]
 
-# %% ../nbs/01_theory.ipynb #c071
+# %% ../nbs/01_theory.ipynb #c069
 @dataclass(frozen=True, eq=False)
 class OverlapBound:
     "Bounds on a student's error on hard-only points, and what they are made of. Theorems A.1 to A.3."
@@ -360,7 +360,7 @@ class OverlapBound:
         return (f"{head}bound {self.bound:.3f}{vacuous}, B1 {self.B1:.3f}, B2 {self.B2:.3f}; e = {self.e:.3f} is observable, "
                 f"alpha = {self.alpha:.3f} and what follows needs gold labels\n\n" + "\n".join(lines) + notes)
 
-# %% ../nbs/01_theory.ipynb #c072
+# %% ../nbs/01_theory.ipynb #c070
 def _bits(a, n, name, dtype=np.int64):
     "0/1 values as an (n,) integer array, or a mask"
     a = np.asarray(a)
@@ -382,7 +382,7 @@ def _class_of_hard(y_h, y_o, h, o, n_h):
         raise ValueError(f"adj: {torn} of {n_h} hard-only points have neighbours of both classes; give y_h, and edges between classes are left out")
     return np.full(n_h, -1), np.ones(len(h), bool)
 
-# %% ../nbs/01_theory.ipynb #c073
+# %% ../nbs/01_theory.ipynb #c071
 def overlap_bound(
     adj,   # (n_h, n_o) neighbourhood graph, dense or scipy sparse, chosen without looking at the student's answers
     f_h,   # (n_h,) the student's answers on hard-only points, 0 or 1
@@ -414,7 +414,7 @@ def overlap_bound(
     means = [None if name == "u" and y_h is None else min(float(t[name] @ t["share"]), 1.) for name in ("u", "bound", "B1", "B2")]
     return OverlapBound(*means, *_rates(w_o, differs, wrong, detected, overlap), t)
 
-# %% ../nbs/01_theory.ipynb #c093
+# %% ../nbs/01_theory.ipynb #c091
 @dataclass(frozen=True, eq=False)
 class MaskedError:
     "Estimate of the error on hard-only points from masked overlap points. Theorem A.4."
@@ -439,10 +439,10 @@ def masked_hard_error(
     raw, radius = (e0 - alpha) / (1 - 2 * alpha), np.sqrt(np.log(2 / delta) / (2 * n_v)) / (1 - 2 * alpha)
     return MaskedError(np.clip(raw, 0, 1), raw, np.clip(raw - radius, 0, 1), np.clip(raw + radius, 0, 1))
 
-# %% ../nbs/01_theory.ipynb #c101
+# %% ../nbs/01_theory.ipynb #c099
 def _rate(p): return np.where(np.asarray(p) < 1e-200, 0., p)  # scipy's binomial overflows at rates near the smallest float
 
-# %% ../nbs/01_theory.ipynb #c102
+# %% ../nbs/01_theory.ipynb #c100
 def majority_error(
     n,      # numbers of labels, at least 0; an array gives an array
     alpha,  # error rate of each label, in [0, 1]
@@ -463,7 +463,7 @@ class ClusterBound:
     high: float   # the error is at most this with probability 1 - delta: the least of the bounds of (ii) and (iii)
     high_two_layers: float  # the bound of (ii) alone
 
-# %% ../nbs/01_theory.ipynb #c103
+# %% ../nbs/01_theory.ipynb #c101
 def cluster_bound(
     p,      # (K,) probabilities of the hard patterns, sum 1
     n_o,    # overlap points of the class, at least 0
@@ -483,7 +483,272 @@ def cluster_bound(
     log_q, log_right = (np.log(a, where=a > 0, out=np.full(len(p), -np.inf)) for a in (q, 1 - q))
     chernoff = lambda x: (log + np.logaddexp(log_right, log_q + np.exp(x) * p).sum()) / np.exp(x)
     cantelli, hoeffding = sd * np.sqrt((1 - delta) / delta), np.sqrt(5 / 8 * (p**2).sum() * log)
-    best = minimize_scalar(chernoff, bounds=np.log([1e-3, 1e4 * log / p.max()]), method="bounded").fun
+    best = minimize_scalar(chernoff, bounds=np.log([1e-3 * min(1, log), 1e4 * log / p.max()]), method="bounded").fun
     two = mean + min(cantelli, hoeffding)
     return ClusterBound(*map(float, (mean, .5 * p @ (1 - p)**n_o, .5 * p @ (1 - rest * p)**n_o, .5 * p @ np.exp(-rest * p * n_o),
                                      sd, min(two, best, 1), min(two, 1))))
+
+# %% ../nbs/01_theory.ipynb #c114
+def _wanted(ok, name, got, wanted):
+    "A clear error for an argument out of its range; NaN always is"
+    if not np.all(ok): raise ValueError(f"{name}: got {got}, wanted {wanted}")
+
+
+def _whole(name, x, least): _wanted((np.asarray(x) >= least) & (np.asarray(x) == np.floor(x)), name, x, f"whole numbers, at least {least}")
+
+
+def _setting(s, n_o, alpha, d):
+    "Check the four numbers that all formulas of this section share"
+    _wanted(np.isfinite(s) & (np.asarray(s) >= 0), "s", s, "finite numbers, at least 0: the length of theta_h in units of sigma")
+    _whole("n_o", n_o, 0)
+    _wanted((np.asarray(alpha) >= 0) & (np.asarray(alpha) <= 1), "alpha", alpha, "shares in [0, 1]")
+    _wanted(np.ndim(d) == 0, "d", d, "one whole number"), _whole("d", d, 1)
+
+# %% ../nbs/01_theory.ipynb #c119
+def _window(mean, var):
+    "Counts beyond which Poisson and binomial laws of these means and variances hold less than exp(-36) on a side"
+    r = 12 + np.sqrt(144 + 72 * var)
+    return int(max(np.min(mean - r), 0)), int(np.max(mean + r)) + 2
+
+
+def _series(s, m, d):
+    "Theorem B.2's double series for arrays s, m (N,)"
+    a, b = ((s + m) / 2)**2, ((s - m) / 2)**2
+    j, k = (np.arange(*_window(r, r)) for r in (a, b))
+    tail = betainc(d / 2 + k, d / 2 + j[:, None], .5)
+    return np.sum(poisson.pmf(j, a[:, None]) @ tail * poisson.pmf(k, b[:, None]), 1)
+
+# %% ../nbs/01_theory.ipynb #c120
+def _nodes(diagonal, beside):
+    "Gauss nodes and weights (summing to 1) from the recurrence of the orthogonal polynomials (Golub and Welsch)"
+    x, v = eigh_tridiagonal(diagonal, beside)
+    return x, v[0]**2
+
+
+def _quad(s, m, d):
+    "Mean of Phi(s T) over 60 nodes for Z_1 and 40 for chi^2_{d-1}"
+    if d == 1: return norm.cdf(s) * norm.cdf(m) + norm.cdf(-s) * norm.cdf(-m)
+    i, j = np.arange(1, 60), np.arange(1, 40)
+    z, w_z = _nodes(np.zeros(60), np.sqrt(i))
+    half, w_chi = _nodes(2 * np.arange(40) + (d - 1) / 2, np.sqrt(j * (j + (d - 3) / 2)))
+    along = (m[:, None] + z)[..., None]
+    return norm.cdf(s[:, None, None] * along / np.sqrt(along**2 + 2 * half)) @ w_chi @ w_z
+
+
+def _normal(s, m, d): return norm.cdf(s * m / np.sqrt(s**2 + m**2 + d))
+
+
+_METHODS = {"series": _series, "quad": _quad, "normal": _normal}
+
+# %% ../nbs/01_theory.ipynb #c121
+def hard_accuracy(
+    s,  # (...) length of theta_h in units of sigma, at least 0
+    m,  # (...) sqrt(n_o) (1 - 2 alpha) s: length of the student's hard block in units of its noise; any number, also infinite
+    d,  # features of the hard block
+    method="series",  # "series": Theorem B.2; "quad": by quadrature; "normal": the approximation
+) -> np.ndarray:  # (...) F(s, m, d)
+    "Expected hard-only accuracy of the signed mean (Theorem B.2). Raises ValueError for NaN, negative s and unknown methods."
+    _setting(s, 0, 0, d)
+    _wanted(~np.isnan(m), "m", m, "numbers, not NaN")
+    _wanted(method in _METHODS, "method", repr(method), "'series', 'quad' or 'normal'")
+    s, m = np.broadcast_arrays(np.asarray(s, float), np.asarray(m, float))
+    shape, s, m = s.shape, s.ravel(), m.ravel()
+    low, high = np.minimum(s, abs(m)), np.maximum(s, abs(m))  # F is symmetric: let the larger be m
+    out, order = np.where(m > 0, norm.cdf(s), norm.cdf(-s)), np.argsort(high)
+    order = order[np.isfinite(high[order])]
+    cuts = np.searchsorted(high[order], 100)
+    for at in np.split(order, sorted({*range(0, cuts, 256), *range(cuts, len(order), 256)})):
+        if not len(at): continue
+        if method == "normal": out[at] = _normal(s[at], m[at], d)
+        else: out[at] = (_quad if high[at[0]] >= 100 else _METHODS[method])(low[at], high[at] * np.where(m[at] < 0, -1, 1), d)
+    return np.clip(out, 0, 1).reshape(shape)[()]
+
+# %% ../nbs/01_theory.ipynb #c129
+def _counts(n, p):
+    "Counts that matter under Bin(n, p) and their probabilities; all but exp(-35) of the mass"
+    lo, hi = _window(n * p, n * p * (1 - p))
+    k = np.arange(lo, min(hi, n + 1))
+    log_p = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1) + xlogy(k, p) + xlog1py(n - k, -p)
+    return k, np.exp(log_p)  # scipy's binom.pmf overflows at rates like 1e-308
+
+
+def _mean_F(s, n, laws, d):
+    "Mean of F(s, (n - 2k) s / sqrt(n), d) over each law of the number k of wrong labels; arrays s, n (N,)"
+    size = [len(k) for k, _ in laws]
+    m = np.concatenate([(i - 2 * k) * t / np.sqrt(max(i, 1)) for i, t, (k, _) in zip(n, s, laws)])
+    F = hard_accuracy(np.repeat(s, size), m, d)
+    return np.array([p @ f for (_, p), f in zip(laws, np.split(F, np.cumsum(size)[:-1]))])
+
+# %% ../nbs/01_theory.ipynb #c130
+def expected_hard_accuracy(
+    s,      # (...) length of theta_h in units of sigma
+    n_o,    # (...) overlap points; 0 gives 1/2
+    alpha,  # (...) the teacher's error rate on them, in [0, 1]; 1/2 gives 1/2, and 1 - alpha the mirrored accuracy
+    d,      # features of the hard block
+    method="series",  # "series": exact; "normal": the approximation
+) -> np.ndarray:  # (...) mean over students and over the realised share of wrong labels
+    "Expected hard-only accuracy of the signed mean of n_o overlap points (Theorem B.2). Raises ValueError for values out of their ranges."
+    _setting(s, n_o, alpha, d)
+    _wanted(method in ("series", "normal"), "method", repr(method), "'series' or 'normal'")
+    s, n_o, alpha = np.broadcast_arrays(np.asarray(s, float), np.asarray(n_o, int), np.asarray(alpha, float))
+    if method == "series":
+        laws = [_counts(n, p) for n, p in zip(n_o.flat, alpha.flat)]
+        return _mean_F(s.ravel(), n_o.ravel(), laws, d).reshape(s.shape)[()]
+    m, spread = np.sqrt(n_o) * (1 - 2 * alpha) * s, 4 * alpha * (1 - alpha) * s**2 * (1 + s**2)
+    return norm.cdf(s * m / np.sqrt(s**2 + m**2 + d + spread))
+
+# %% ../nbs/01_theory.ipynb #c136
+@dataclass(frozen=True)
+class KindAccuracy:
+    "Accuracy of the signed mean on each kind of points; returned by `test_accuracy_approx`."
+    easy: np.ndarray     # (...) on easy-only points
+    hard: np.ndarray     # (...) on hard-only points
+    overlap: np.ndarray  # (...) on overlap points
+    all: np.ndarray      # (...) weighted by the counts of the test set
+
+
+def _margin(s_e, a):
+    "Check a teacher's margin, and give alpha's sign factor q, phi(a), kappa and b^2"
+    _wanted(np.isfinite(s_e) & (np.asarray(s_e) >= 0), "s_e", s_e, "finite numbers, at least 0")
+    _wanted(np.abs(a) <= np.asarray(s_e) + 1e-9, "a", a, "at most s_e in size: a is the part of theta_e / sigma along the teacher's direction")
+    q, phi = 1 - 2 * norm.cdf(-a), norm.pdf(a)
+    return q, phi, a * q + 2 * phi, np.maximum(np.square(s_e) - np.square(a), 0)
+
+# %% ../nbs/01_theory.ipynb #c137
+def test_accuracy_approx(
+    s,    # (...) length of theta_h in units of sigma
+    s_e,  # (...) length of theta_e in units of sigma
+    a,    # (...) the teacher's margin w.theta_e / (sigma |w|); its error rate is Phi(-a)
+    n_o,  # (...) overlap points in the pseudo set; 0 gives 1/2
+    d,    # features of the hard block
+    d_e,  # features of the easy block
+    *,
+    sizes=(100, 100, None),  # easy-only, hard-only and overlap points of the test set; None: n_o
+) -> KindAccuracy:  # accuracies by kind and in all
+    "Approximate test accuracy of the signed mean of overlap points (Approximation B.5). Raises ValueError for values out of their ranges."
+    _setting(s, n_o, 0, d), _whole("d_e", d_e, 1)
+    q, phi, kappa, b2 = _margin(s_e, a)
+    n, s2, a2, nu = np.maximum(n_o, 1), np.square(s), np.square(a), 1 - q**2
+    M_e, M_h, C = kappa * a + q * b2, q * s2, s2 * (a * (a - kappa * q) + nu * b2) / n
+    along, across = (1 + a2 - kappa**2) * (1 + a2), nu * b2 * (1 + b2) + b2 + d_e - 1
+    V_e = kappa**2 + q**2 * b2 + (along + across + 2 * a * b2 * (a - kappa * q)) / n
+    V_h = q**2 * s2 + (nu * s2 * (1 + s2) + s2 + d) / n
+    z = (M_e / np.sqrt(V_e), M_h / np.sqrt(V_h), (M_e + M_h) / np.sqrt(V_e + V_h + 2 * C))
+    easy, hard, overlap = np.where(np.asarray(n_o) == 0, .5, norm.cdf(np.broadcast_arrays(*z)))
+    counts = [n_o if c is None else c for c in sizes]
+    return KindAccuracy(easy, hard, overlap, (easy * counts[0] + hard * counts[1] + overlap * counts[2]) / sum(counts))
+
+# %% ../nbs/01_theory.ipynb #c148
+def _sharp(s, n_o, alpha, d, delta):
+    "Theorem B.3 (i) for one setting"
+    if n_o == 0: return .5
+    k, p = _counts(n_o, alpha)
+    m = (n_o - 2 * k) * s / np.sqrt(n_o)
+    if d == 1: return norm.cdf(s if p @ norm.cdf(-m) >= delta else -s)
+    r, w = np.polynomial.legendre.leggauss(400)  # for the length chi_{d-1}, within 9 of its typical size
+    lo, hi = max(np.sqrt(d - 1) - 9, 0), np.sqrt(d - 1) + 9
+    r, w = (lo + hi + (hi - lo) * r) / 2, (hi - lo) / 2 * w
+    w = w * chi.pdf(r, d - 1)
+    below = lambda T: p @ norm.cdf(r * T / np.sqrt(1 - T**2) - m[:, None]) @ w - delta
+    edge = 1 - 1e-9
+    if below(-edge) >= 0 or below(edge) <= 0: return norm.cdf(s if below(-edge) >= 0 else -s)
+    return norm.cdf(-s * brentq(below, -edge, edge, xtol=1e-10))
+
+# %% ../nbs/01_theory.ipynb #c149
+def hard_error_bound(
+    s,      # (...) length of theta_h in units of sigma
+    n_o,    # (...) overlap points; 0 gives 1/2
+    alpha,  # (...) the teacher's error rate on them, in [0, 1]
+    d,      # features of the hard block
+    delta,  # allowed probability of a larger error
+    kind="sharp",  # "sharp": (i), exact coverage; "explicit": (ii), in elementary functions
+) -> np.ndarray:  # (...) bound on the hard-only error of the signed mean
+    "Bound on the hard-only error with probability 1 - delta (Theorem B.3). Raises ValueError for values out of their ranges."
+    _setting(s, n_o, alpha, d)
+    _wanted((np.asarray(delta) > 0) & (np.asarray(delta) < 1), "delta", delta, "numbers between 0 and 1, both excluded")
+    _wanted(kind in ("sharp", "explicit"), "kind", repr(kind), "'sharp' or 'explicit'")
+    s, n_o, alpha, delta = np.broadcast_arrays(*(np.asarray(x, float) for x in (s, n_o, alpha, delta)))
+    if kind == "sharp": return np.array([_sharp(*x[:3], d, x[3]) for x in zip(s.flat, n_o.flat, alpha.flat, delta.flat)]).reshape(s.shape)[()]
+    A = np.sqrt(2 * np.log(3 / delta))
+    w = np.sqrt(n_o) * (1 - 2 * alpha) * s - (1 + s) * A
+    bound = np.where(w > 0, norm.cdf(-s * w / np.sqrt(w**2 + (np.sqrt(d - 1) + A)**2)), norm.cdf(s))
+    return np.where(n_o == 0, .5, bound)[()]
+
+# %% ../nbs/01_theory.ipynb #c157
+def pgr_hard(
+    s,      # (...) length of theta_h in units of sigma, above 0
+    n_o,    # (...) overlap points; 0 gives 0
+    n_h,    # (...) hard-only points; n_o + n_h is at least 1
+    alpha,  # (...) the teacher's error rate on overlap points; above 1/2 the value is negative
+    d,      # features of the hard block
+    method="series",  # "series": exact; "normal": the approximation
+) -> np.ndarray:  # (...) share of the gap recovered on hard-only points
+    "Performance gap recovered on hard-only points, against true labels (Corollary B.4). Raises ValueError where there is no gap."
+    _setting(s, n_o, alpha, d), _whole("n_h", n_h, 0)
+    _wanted(np.asarray(s) > 0, "s", s, "numbers above 0; at 0 there is nothing to learn, and no gap")
+    _wanted(np.add(n_o, n_h) >= 1, "n_o + n_h", np.add(n_o, n_h), "at least 1; without points there is no ceiling")
+    return (expected_hard_accuracy(s, n_o, alpha, d, method) - .5) / (hard_accuracy(s, np.sqrt(np.add(n_o, n_h)) * s, d, method) - .5)
+
+# %% ../nbs/01_theory.ipynb #c158
+def overlap_needed(
+    gamma,  # share of Phi(s) - 1/2 to recover, in [0, 1)
+    s,      # length of theta_h in units of sigma, above 0
+    alpha,  # the teacher's error rate, below 1/2; at 1/2 no number is enough
+    d,      # features of the hard block
+    method="normal",  # "normal": the formula, arrays too; "series": the number found by bisection in Theorem B.2, one setting
+) -> np.ndarray:  # overlap points
+    "Overlap points needed to recover a share of the gap on hard-only points (Corollary B.4). Raises ValueError for values out of their ranges."
+    _setting(s, 0, alpha, d)
+    _wanted((np.asarray(gamma) >= 0) & (np.asarray(gamma) < 1), "gamma", gamma, "shares in [0, 1); all of it takes infinitely many points")
+    _wanted((np.asarray(s) > 0) & (np.asarray(alpha) < .5), "s, alpha", (s, alpha), "s > 0 and alpha < 1/2; no number of points is enough otherwise")
+    goal = .5 + gamma * (norm.cdf(s) - .5)
+    z2, s2 = norm.ppf(goal)**2, np.square(s)
+    n = z2 * (s2 + d + 4 * alpha * (1 - alpha) * s2 * (1 + s2)) / ((1 - 2 * alpha)**2 * s2 * (s2 - z2))
+    if method == "normal": return n
+    _wanted(method == "series" and np.ndim(goal) == 0, "method", repr(method), "'normal', or 'series' with one number each")
+    low, high = -1, 1
+    enough = lambda n: expected_hard_accuracy(s, n, alpha, d) >= goal - 1e-12
+    while not enough(high): low, high = high, 2 * high
+    while high - low > 1: low, high = (low, (low + high) // 2) if enough((low + high) // 2) else ((low + high) // 2, high)
+    return high
+
+# %% ../nbs/01_theory.ipynb #c164
+def all_points_hard_accuracy(
+    s,      # (...) length of theta_h in units of sigma
+    n_o,    # (...) overlap points
+    n_h,    # (...) hard-only points, whose labels are constant or coins
+    alpha,  # (...) the teacher's error rate on overlap points, in [0, 1]
+    d,      # features of the hard block
+) -> np.ndarray:  # (...) mean over students; 1/2 without overlap points
+    "Expected hard-only accuracy of the signed mean of all points, unfiltered (Theorem B.6). Raises ValueError for values out of their ranges."
+    _setting(s, n_o, alpha, d), _whole("n_h", n_h, 0)
+    s, n_o, n_h, alpha = np.broadcast_arrays(np.asarray(s, float), np.asarray(n_o, int), np.asarray(n_h, int), np.asarray(alpha, float))
+    laws = []
+    for n, h, p in zip(n_o.flat, n_h.flat, alpha.flat):
+        (k, p_k), (l, p_l) = _counts(n, p), _counts(h, .5)
+        laws.append((np.arange(k[0] + l[0], k[-1] + l[-1] + 1), np.convolve(p_k, p_l)))
+    return _mean_F(s.ravel(), (n_o + n_h).ravel(), laws, d).reshape(s.shape)[()]
+
+# %% ../nbs/01_theory.ipynb #c172
+def ridge_m(
+    s,    # (...) length of theta_h in units of sigma
+    s_e,  # (...) length of theta_e in units of sigma
+    a,    # (...) the teacher's margin, at most s_e in size
+    n_o,  # (...) overlap points; 0 gives 0
+    lam,  # (...) penalty of |w|^2 beside the mean squared error, in units of sigma^2; for scikit-learn's C: 4 / (C n_o sigma^2)
+    d,    # features of the hard block
+    d_e,  # features of the easy block
+) -> np.ndarray:  # (...) m to put into hard_accuracy
+    "Signal over noise of a ridge student's hard block (Approximation B.7). Raises ValueError for values out of their ranges."
+    _setting(s, n_o, 0, d), _whole("d_e", d_e, 1)
+    _wanted(np.asarray(lam) >= 0, "lam", lam, "numbers, at least 0")
+    q, phi, kappa, b2 = _margin(s_e, a)
+    n, lam, s2 = np.maximum(n_o, 1), np.minimum(lam, 1e12), np.square(s)
+    ratio, S2 = (d + d_e) / n, np.square(s_e) + s2
+    l = (np.hypot(1 - lam - ratio, 2 * np.sqrt(lam)) - (1 - lam - ratio)) / 2
+    mu2, tau = kappa**2 + q**2 * (b2 + s2), kappa * a + q * (b2 + s2)
+    c = tau / (1 + l + S2)  # w = (mu - c theta) / (1 + l)
+    mu_w, theta_w, w2 = (mu2 - c * tau) / (1 + l), (tau - c * S2) / (1 + l), (mu2 - 2 * c * tau + c**2 * S2) / (1 + l)**2
+    r2 = 1 - 2 * mu_w + w2 + theta_w**2
+    g = (q * (1 + l) - 2 * a * phi) / (1 + l + S2)
+    return np.where(np.asarray(n_o) == 0, 0., np.sqrt(n * np.maximum(1 - ratio / (1 + l)**2, 0) / r2) * g * s)[()]
