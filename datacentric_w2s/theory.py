@@ -545,7 +545,7 @@ def hard_accuracy(
     s,  # (...) length of theta_h in units of sigma, at least 0
     m,  # (...) sqrt(n_o) (1 - 2 alpha) s: length of the student's hard block in units of its noise; any number, also infinite
     d,  # features of the hard block
-    method="series",  # "series": Theorem B.2; "quad": by quadrature; "normal": the approximation
+    method="series",  # "series": Theorem B.2; "quad": by quadrature, to 1e-4 for d >= 10; "normal": the approximation
 ) -> np.ndarray:  # (...) F(s, m, d)
     "Expected hard-only accuracy of the signed mean (Theorem B.2). Raises ValueError for NaN, negative s and unknown methods."
     _setting(s, 0, 0, d)
