@@ -11,31 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
-from scipy.linalg import eigh_tridiagonal
 from scipy.optimize import minimize_scalar
 from scipy.special import chndtr, ndtr
 from scipy.stats import chi2, ncx2, norm
 
 from .core import KINDS
+from .theory import gauss_chi2, gauss_normal
 
 # %% ../nbs/01a_rates.ipynb #c011
-def _gauss(diagonal, beside):
-    "Nodes and weights of a Gauss rule from the recurrence of its orthogonal polynomials (Golub and Welsch, 1969)"
-    nodes, v = eigh_tridiagonal(diagonal, beside)
-    return nodes, v[0]**2
-
-
-def _normal_rule(n): return _gauss(np.zeros(n), np.sqrt(np.arange(1, n)))  # for N(0, 1)
-
-
-def _chi2_rule(df, n):
-    "For chi-square; with no degree of freedom it is 0"
-    if df == 0: return np.zeros(1), np.ones(1)
-    k, c = np.arange(n), df / 2 - 1
-    half, w = _gauss(2 * k + c + 1, np.sqrt(k[1:] * (k[1:] + c)))
-    return 2 * half, w
-
-# %% ../nbs/01a_rates.ipynb #c014
 def _check(theta_e, theta_h, sigma, tau, n_h, contam, nodes):
     "The mean vectors as arrays, or a clear error"
     theta = [np.asarray(v, float) for v in (theta_e, theta_h)]
@@ -54,11 +37,11 @@ def _block(theta, present, sigma, tau, nodes):
     "Nodes of one block of a candidate: inner product with theta, squared length, weight"
     length, d = np.linalg.norm(theta), len(theta)
     mean, scale = (length, sigma) if present else (0., tau)
-    (g, w), (c, w_c) = _normal_rule(nodes if d > 1 else 12 * nodes), _chi2_rule(d - 1, nodes)
+    (g, w), (c, w_c) = gauss_normal(nodes if d > 1 else 12 * nodes), gauss_chi2(d - 1, nodes)
     along = (mean + scale * g)[:, None]
     return (length * along + 0 * c).ravel(), (along**2 + scale**2 * c).ravel(), np.outer(w, w_c).ravel()
 
-# %% ../nbs/01a_rates.ipynb #c015
+# %% ../nbs/01a_rates.ipynb #c012
 def _candidates(kind, theta_e, theta_h, sigma, tau, nodes):
     "Nodes over candidates of a kind: mu, v for hard-only references, the same for easy-only ones, weight"
     if kind not in KINDS: raise ValueError(f"kind: got {kind!r}, wanted one of {', '.join(KINDS)}")
@@ -83,7 +66,7 @@ def _over(t, cdf, w):
     if np.isnan(t).any(): raise ValueError(f"t: got {np.isnan(t).sum()} NaN, wanted thresholds")
     return np.array([w @ cdf(x) for x in t.ravel()]).reshape(t.shape)[()]
 
-# %% ../nbs/01a_rates.ipynb #c016
+# %% ../nbs/01a_rates.ipynb #c013
 def score_cdf(
     t,             # thresholds, any shape
     kind,          # of the candidate: "easy", "hard" or "overlap"
@@ -105,7 +88,7 @@ def score_cdf(
         return clean * _inside(t, mu_c, v_c, signed)**contam if contam else clean
     return _over(t, given, w)
 
-# %% ../nbs/01a_rates.ipynb #c019
+# %% ../nbs/01a_rates.ipynb #c016
 def detector_rates(
     t,             # thresholds, any shape; a point is flagged if its score is above t
     theta_e,       # (d_e,) mean of the easy block in class 1
@@ -122,7 +105,7 @@ def detector_rates(
     law = lambda kind: score_cdf(t, kind, theta_e, theta_h, sigma, tau, n_h, signed, contam, nodes=nodes)
     return 1 - law("overlap"), 1 - law("easy")
 
-# %% ../nbs/01a_rates.ipynb #c032
+# %% ../nbs/01a_rates.ipynb #c029
 def mean_square_cdf(
     t,         # thresholds, any shape
     kind,      # of the candidate: "easy", "hard" or "overlap"
@@ -140,7 +123,7 @@ def mean_square_cdf(
     z = np.where(v > 0, v, 1)
     return _over(t, lambda x: np.where(v > 0, chndtr(max(x, 0) * n_h / z**2, n_h, n_h * (mu / z)**2), x >= 0), w)
 
-# %% ../nbs/01a_rates.ipynb #c042
+# %% ../nbs/01a_rates.ipynb #c039
 def best_threshold(
     theta_e,       # (d_e,) mean of the easy block in class 1
     theta_h,       # (d_h,) mean of the hard block in class 1
@@ -160,7 +143,7 @@ def best_threshold(
     k = np.argmin(loss(t))
     return float(minimize_scalar(loss, bounds=(t[max(k - 1, 0)], t[min(k + 1, 59)]), method="bounded", options=dict(xatol=1e-4)).x)
 
-# %% ../nbs/01a_rates.ipynb #c045
+# %% ../nbs/01a_rates.ipynb #c042
 @dataclass(frozen=True)
 class Separation:
     "Thresholds between which both errors of the detector are small. Theorem C.2."
@@ -185,7 +168,7 @@ def _overlap_bound(delta, h, sigma, d_h, n_h, sharp):
     t = h * max(h - sigma * norm.ppf(1 - delta / 3), 0) + sigma**2 * energy * top if top >= 0 else 0.
     return max(t, sigma**2 * ncx2.ppf(delta / 2, d_h, (h / sigma)**2)**.5 * norm.ppf((1 + (delta / 2)**(1 / n_h)) / 2)) if sharp else t
 
-# %% ../nbs/01a_rates.ipynb #c046
+# %% ../nbs/01a_rates.ipynb #c043
 def separation_threshold(
     delta,        # allowed share of errors of each kind, in (0, 1)
     theta_e,      # (d_e,) mean of the easy block in class 1
@@ -203,7 +186,7 @@ def separation_threshold(
     t = _overlap_bound(delta, h, sigma, len(theta_h), n_h, sharp)
     return Separation(float(tau * slope), float(t), float(t / slope))
 
-# %% ../nbs/01a_rates.ipynb #c059
+# %% ../nbs/01a_rates.ipynb #c056
 @dataclass(frozen=True)
 class OtsuLimit:
     "What one change point finds in infinitely many scores. Proposition C.4."
@@ -235,7 +218,7 @@ def otsu_limit(
     k = np.argmax(between)
     return OtsuLimit(float(x[k]), float(1 - F[k]))
 
-# %% ../nbs/01a_rates.ipynb #c066
+# %% ../nbs/01a_rates.ipynb #c063
 @dataclass(frozen=True)
 class DensityEstimate:
     "A density corrected for the detector's errors. Theorem C.5."
@@ -266,7 +249,7 @@ def rogan_gladen(
     plain = lambda x: float(x) if np.ndim(x) == 0 else x
     return DensityEstimate(*(plain(np.clip(x, 0, 1)) for x in (raw, raw - width, raw + width)), plain(raw))
 
-# %% ../nbs/01a_rates.ipynb #c084
+# %% ../nbs/01a_rates.ipynb #c081
 def rogan_gladen_kinds(
     p_hat,  # (m,) shares of rows called each kind; they sum to 1
     K,      # (m, m) K[a, b] = share of rows of kind a that are called b; rows sum to 1

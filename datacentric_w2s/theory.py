@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MIXTURE', 'write_table', 'full_table', 'Mixture', 'sample', 'mixture_problem', 'linear_accuracy', 'fit_logistic',
            'published_experiment', 'transport', 'OverlapBound', 'overlap_bound', 'MaskedError', 'masked_hard_error',
-           'majority_error', 'ClusterBound', 'cluster_bound', 'hard_accuracy', 'expected_hard_accuracy', 'KindAccuracy',
-           'test_accuracy_approx', 'hard_error_bound', 'pgr_hard', 'overlap_needed', 'all_points_hard_accuracy',
-           'ridge_m']
+           'majority_error', 'ClusterBound', 'cluster_bound', 'gauss_normal', 'gauss_chi2', 'hard_accuracy',
+           'expected_hard_accuracy', 'KindAccuracy', 'test_accuracy_approx', 'hard_error_bound', 'pgr_hard',
+           'overlap_needed', 'all_points_hard_accuracy', 'ridge_m']
 
 # %% ../nbs/01_theory.ipynb #c003
 from dataclasses import dataclass
@@ -519,20 +519,36 @@ def _series(s, m, d):
     return np.sum(poisson.pmf(j, a[:, None]) @ tail * poisson.pmf(k, b[:, None]), 1)
 
 # %% ../nbs/01_theory.ipynb #c120
-def _nodes(diagonal, beside):
-    "Gauss nodes and weights (summing to 1) from the recurrence of the orthogonal polynomials (Golub and Welsch)"
+def _gauss(diagonal, beside):
+    "Nodes and weights of a Gauss rule from the recurrence of its orthogonal polynomials (Golub and Welsch, 1969)"
     x, v = eigh_tridiagonal(diagonal, beside)
     return x, v[0]**2
 
 
+def gauss_normal(
+    n,  # nodes
+) -> tuple:  # nodes and weights, (n,) each; the weights sum to 1
+    "Gauss rule for a standard normal variable."
+    return _gauss(np.zeros(n), np.sqrt(np.arange(1, n)))
+
+
+def gauss_chi2(
+    df,  # degrees of freedom, at least 0
+    n,   # nodes
+) -> tuple:  # nodes and weights, (n,) each; the weights sum to 1; with df = 0 the one node 0
+    "Gauss rule for a chi-square variable."
+    if df == 0: return np.zeros(1), np.ones(1)
+    k, c = np.arange(n), df / 2 - 1
+    half, w = _gauss(2 * k + c + 1, np.sqrt(k[1:] * (k[1:] + c)))
+    return 2 * half, w
+
+# %% ../nbs/01_theory.ipynb #c123
 def _quad(s, m, d):
     "Mean of Phi(s T) over 60 nodes for Z_1 and 40 for chi^2_{d-1}"
     if d == 1: return norm.cdf(s) * norm.cdf(m) + norm.cdf(-s) * norm.cdf(-m)
-    i, j = np.arange(1, 60), np.arange(1, 40)
-    z, w_z = _nodes(np.zeros(60), np.sqrt(i))
-    half, w_chi = _nodes(2 * np.arange(40) + (d - 1) / 2, np.sqrt(j * (j + (d - 3) / 2)))
+    (z, w_z), (chi2, w_chi) = gauss_normal(60), gauss_chi2(d - 1, 40)
     along = (m[:, None] + z)[..., None]
-    return norm.cdf(s[:, None, None] * along / np.sqrt(along**2 + 2 * half)) @ w_chi @ w_z
+    return norm.cdf(s[:, None, None] * along / np.sqrt(along**2 + chi2)) @ w_chi @ w_z
 
 
 def _normal(s, m, d): return norm.cdf(s * m / np.sqrt(s**2 + m**2 + d))
@@ -540,7 +556,7 @@ def _normal(s, m, d): return norm.cdf(s * m / np.sqrt(s**2 + m**2 + d))
 
 _METHODS = {"series": _series, "quad": _quad, "normal": _normal}
 
-# %% ../nbs/01_theory.ipynb #c121
+# %% ../nbs/01_theory.ipynb #c124
 def hard_accuracy(
     s,  # (...) length of theta_h in units of sigma, at least 0
     m,  # (...) sqrt(n_o) (1 - 2 alpha) s: length of the student's hard block in units of its noise; any number, also infinite
@@ -563,7 +579,7 @@ def hard_accuracy(
         else: out[at] = (_quad if high[at[0]] >= 100 else _METHODS[method])(low[at], high[at] * np.where(m[at] < 0, -1, 1), d)
     return np.clip(out, 0, 1).reshape(shape)[()]
 
-# %% ../nbs/01_theory.ipynb #c129
+# %% ../nbs/01_theory.ipynb #c132
 def _counts(n, p):
     "Counts that matter under Bin(n, p) and their probabilities; all but exp(-35) of the mass"
     lo, hi = _window(n * p, n * p * (1 - p))
@@ -579,7 +595,7 @@ def _mean_F(s, n, laws, d):
     F = hard_accuracy(np.repeat(s, size), m, d)
     return np.array([p @ f for (_, p), f in zip(laws, np.split(F, np.cumsum(size)[:-1]))])
 
-# %% ../nbs/01_theory.ipynb #c130
+# %% ../nbs/01_theory.ipynb #c133
 def expected_hard_accuracy(
     s,      # (...) length of theta_h in units of sigma
     n_o,    # (...) overlap points; 0 gives 1/2
@@ -597,7 +613,7 @@ def expected_hard_accuracy(
     m, spread = np.sqrt(n_o) * (1 - 2 * alpha) * s, 4 * alpha * (1 - alpha) * s**2 * (1 + s**2)
     return norm.cdf(s * m / np.sqrt(s**2 + m**2 + d + spread))
 
-# %% ../nbs/01_theory.ipynb #c136
+# %% ../nbs/01_theory.ipynb #c139
 @dataclass(frozen=True)
 class KindAccuracy:
     "Accuracy of the signed mean on each kind of points; returned by `test_accuracy_approx`."
@@ -614,7 +630,7 @@ def _margin(s_e, a):
     q, phi = 1 - 2 * norm.cdf(-a), norm.pdf(a)
     return q, phi, a * q + 2 * phi, np.maximum(np.square(s_e) - np.square(a), 0)
 
-# %% ../nbs/01_theory.ipynb #c137
+# %% ../nbs/01_theory.ipynb #c140
 def test_accuracy_approx(
     s,    # (...) length of theta_h in units of sigma
     s_e,  # (...) length of theta_e in units of sigma
@@ -638,7 +654,7 @@ def test_accuracy_approx(
     counts = [n_o if c is None else c for c in sizes]
     return KindAccuracy(easy, hard, overlap, (easy * counts[0] + hard * counts[1] + overlap * counts[2]) / sum(counts))
 
-# %% ../nbs/01_theory.ipynb #c148
+# %% ../nbs/01_theory.ipynb #c151
 def _sharp(s, n_o, alpha, d, delta):
     "Theorem B.3 (i) for one setting"
     if n_o == 0: return .5
@@ -654,7 +670,7 @@ def _sharp(s, n_o, alpha, d, delta):
     if below(-edge) >= 0 or below(edge) <= 0: return norm.cdf(s if below(-edge) >= 0 else -s)
     return norm.cdf(-s * brentq(below, -edge, edge, xtol=1e-10))
 
-# %% ../nbs/01_theory.ipynb #c149
+# %% ../nbs/01_theory.ipynb #c152
 def hard_error_bound(
     s,      # (...) length of theta_h in units of sigma
     n_o,    # (...) overlap points; 0 gives 1/2
@@ -674,7 +690,7 @@ def hard_error_bound(
     bound = np.where(w > 0, norm.cdf(-s * w / np.sqrt(w**2 + (np.sqrt(d - 1) + A)**2)), norm.cdf(s))
     return np.where(n_o == 0, .5, bound)[()]
 
-# %% ../nbs/01_theory.ipynb #c157
+# %% ../nbs/01_theory.ipynb #c160
 def pgr_hard(
     s,      # (...) length of theta_h in units of sigma, above 0
     n_o,    # (...) overlap points; 0 gives 0
@@ -689,7 +705,7 @@ def pgr_hard(
     _wanted(np.add(n_o, n_h) >= 1, "n_o + n_h", np.add(n_o, n_h), "at least 1; without points there is no ceiling")
     return (expected_hard_accuracy(s, n_o, alpha, d, method) - .5) / (hard_accuracy(s, np.sqrt(np.add(n_o, n_h)) * s, d, method) - .5)
 
-# %% ../nbs/01_theory.ipynb #c158
+# %% ../nbs/01_theory.ipynb #c161
 def overlap_needed(
     gamma,  # share of Phi(s) - 1/2 to recover, in [0, 1)
     s,      # length of theta_h in units of sigma, above 0
@@ -712,7 +728,7 @@ def overlap_needed(
     while high - low > 1: low, high = (low, (low + high) // 2) if enough((low + high) // 2) else ((low + high) // 2, high)
     return high
 
-# %% ../nbs/01_theory.ipynb #c164
+# %% ../nbs/01_theory.ipynb #c167
 def all_points_hard_accuracy(
     s,      # (...) length of theta_h in units of sigma
     n_o,    # (...) overlap points
@@ -729,7 +745,7 @@ def all_points_hard_accuracy(
         laws.append((np.arange(k[0] + l[0], k[-1] + l[-1] + 1), np.convolve(p_k, p_l)))
     return _mean_F(s.ravel(), (n_o + n_h).ravel(), laws, d).reshape(s.shape)[()]
 
-# %% ../nbs/01_theory.ipynb #c172
+# %% ../nbs/01_theory.ipynb #c175
 def ridge_m(
     s,    # (...) length of theta_h in units of sigma
     s_e,  # (...) length of theta_e in units of sigma
