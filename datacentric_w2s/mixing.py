@@ -103,7 +103,7 @@ def equal_size_controls(
         out.append(("random, gold labels", seed, n, fit(rows["random"], "gold")))
     return pd.DataFrame(out, columns=["control", "seed", "n", "accuracy"])
 
-# %% ../nbs/02a_mixing.ipynb #c027
+# %% ../nbs/02a_mixing.ipynb #c028
 def plot_mixing(
     df,           # from `mixing_curve`, one draw a seed
     ax=None,      # matplotlib axes; None = the current ones
