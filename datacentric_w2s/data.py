@@ -103,6 +103,12 @@ def _request(row):
     return Question(_QA.format(question=question), tuple(c.strip() for c in row["choices"]), row["gold"])
 
 
+def _boolq_request(row):
+    "Formatter for a boolq document of a requests file: the query reads 'title -- passage', a line 'Question: ...', a line 'Answer:'"
+    passage, question = row["query"].removesuffix("Answer:").strip().rsplit("\nQuestion: ", 1)
+    return Question(f"Passage: {passage}\nQuestion: {question}", correct=int(row["choices"][row["gold"]] == "yes"), group=passage)
+
+
 def _winogrande(row):
     "The sentence up to the gap is the prompt; twin sentences share their options, so they share a group"
     before, after = row["sentence"].split("_", 1)
@@ -195,26 +201,39 @@ def _cut(rows_of_group, sizes):
     return cuts
 
 # %% ../nbs/00b_data.ipynb #c026
+def _published_order(rows_of_group, sizes, seed):
+    "Groups in the order val, test, pool: the same three sets for every seed, which only shuffles the pool; and the sizes val, test, half the pool, half the pool"
+    weak, w2s, val, test = sizes
+    fixed = np.random.default_rng(0).permutation(len(rows_of_group))
+    (_, b, _), (_, c, _) = _cut(rows_of_group[fixed], (val, test, weak + w2s))[1:]
+    half = (weak + w2s) // 2 if isinstance(weak, (int, np.integer)) else (weak + w2s) / 2
+    return np.concatenate([fixed[:b], np.random.default_rng(seed).permutation(fixed[b:c]), fixed[c:]]), (val, test, half, half)
+
+# %% ../nbs/00b_data.ipynb #c027
 def split_texts(
     texts,   # `Texts`
     sizes,   # weak, w2s, val, test: shares of the questions (floats) or numbers of rows (ints)
     seed=0,  # of the permutation of the questions
+    protocol="redrawn",  # "redrawn": all four sets hang on the seed; "published": only which half of the training pool is weak and which is w2s
 ) -> Splits:  # four disjoint sets
     "Split texts by question. Raises ValueError where there are fewer rows than the splits need, or a split has one class only."
+    if protocol not in ("redrawn", "published"): raise ValueError(f"protocol: got {protocol!r}, wanted 'redrawn' or 'published'")
     names, code = np.unique(texts.group, return_inverse=True)
+    order, sizes, keys = np.random.default_rng(seed).permutation(len(names)), _sizes(sizes), ("weak", "w2s", "val", "test")
+    if protocol == "published": (order, sizes), keys = _published_order(np.bincount(code), sizes, seed), ("val", "test", "weak", "w2s")
     place = np.empty(len(names), int)
-    place[np.random.default_rng(seed).permutation(len(names))] = np.arange(len(names))
+    place[order] = np.arange(len(names))
     rank = place[code]
     rows = np.argsort(rank, kind="stable")  # row numbers in the drawn order of their questions
     parts = {}
-    for key, (a, b, n) in zip(("weak", "w2s", "val", "test"), _cut(np.bincount(rank), _sizes(sizes))):
+    for key, (a, b, n) in zip(keys, _cut(np.bincount(rank), sizes)):
         part = texts[rows[(rank[rows] >= a) & (rank[rows] < b)][:n]]
         if len(np.unique(part.y)) < 2: raise ValueError(f"{texts.name}: {key} gets {len(part)} of {len(texts):,} rows, without both labels; "
                                                        f"use more data or other sizes than {tuple(sizes)}")
         parts[key] = part
     return Splits(**parts)
 
-# %% ../nbs/00b_data.ipynb #c029
+# %% ../nbs/00b_data.ipynb #c032
 def _hf():
     "The package `datasets`, imported late, without its remark on notebook widgets"
     with warnings.catch_warnings():
@@ -230,8 +249,8 @@ def _arrow(name):
 
 def _requests(name):
     "Documents of the wheel's requests files, each once although it stands in several lines"
-    docs, seen = {}, set()
-    for path in sorted(artifact(name).glob("*_rc_5shot/requests.jsonl.gz")):
+    docs, seen, at = {}, set(), artifact(name)
+    for path in [at] if at.is_file() else sorted(at.glob("*_rc_5shot/requests.jsonl.gz")):
         for line in gzip.open(path):
             head = line.partition(b'"request": {')[0]
             if head in seen: continue
@@ -240,7 +259,7 @@ def _requests(name):
             docs.setdefault(row["native_id"], row["doc"])
     return list(docs.values())
 
-# %% ../nbs/00b_data.ipynb #c032
+# %% ../nbs/00b_data.ipynb #c035
 @dataclass(frozen=True)
 class DataSource:
     "One data set: where its raw rows come from, and how one becomes a `Question`."
@@ -266,8 +285,9 @@ _FORMATTERS = dict(
     rte=text_formatter("{sentence1}\nSo: {sentence2}", labels={0: 1, 1: 0}, group="sentence1"),
     copa=choice_formatter("{premise} As its {question}:", ("choice1", "choice2")), winogrande=_winogrande,
     arc_easy=_request, arc_challenge=_request, openbookqa=_request, commonsense_qa=_request)
+_FORMATTERS |= dict(boolq_train=_boolq_request, piqa_train=_FORMATTERS["piqa"], social_i_qa_train=_FORMATTERS["social_i_qa"])
 
-# %% ../nbs/00b_data.ipynb #c033
+# %% ../nbs/00b_data.ipynb #c036
 _EMBEDDED = [  # name, raw rows, licence, columns
     ("sciq", 1000, "CC-BY-NC-3.0", "question, correct_answer, distractor1..3"), ("boolq", 3270, "CC-BY-SA-3.0", "passage, question, answer"),
     ("piqa", 1838, "unknown", "goal, sol1, sol2, label"), ("social_i_qa", 1954, "unknown", "context, question, answerA..C, label"),
@@ -275,13 +295,15 @@ _EMBEDDED = [  # name, raw rows, licence, columns
     ("openbookqa", 5957, "unknown", "query, choices, gold"), ("arc_easy", 5197, "CC-BY-SA-4.0", "query, choices, gold"),
     ("arc_challenge", 2590, "CC-BY-SA-4.0", "query, choices, gold"), ("commonsense_qa", 10962, "MIT", "query, choices, gold"),
     ("rte", 277, "other", "sentence1, sentence2, label"), ("mrpc", 408, "other", "sentence1, sentence2, label"),
-    ("copa", 100, "BSD-2-Clause", "premise, choice1, choice2, question, label"), ("winogrande", 1267, "Apache-2.0 or CC-BY", "sentence, option1, option2, answer")]
+    ("copa", 100, "BSD-2-Clause", "premise, choice1, choice2, question, label"), ("winogrande", 1267, "Apache-2.0 or CC-BY", "sentence, option1, option2, answer"),
+    ("boolq_train", 9427, "CC-BY-SA-3.0", "query, choices, gold"), ("piqa_train", 16113, "unknown", "goal, sol1, sol2, label"),
+    ("social_i_qa_train", 33410, "unknown", "context, question, answerA..C, label")]
 
 for _name, _n, _licence, _columns in _EMBEDDED:
-    _load = partial(_requests if _columns.startswith("query") else _arrow, _name)
+    _load = partial(_requests if _columns.startswith("query") or _name.endswith("_train") else _arrow, _name)
     REGISTRY["embedded", _name] = DataSource(_name, "embedded", _load, _FORMATTERS[_name], _columns, _licence, _n, "read and checked")
 
-# %% ../nbs/00b_data.ipynb #c035
+# %% ../nbs/00b_data.ipynb #c038
 _HUB = """
 anli-r2           | facebook/anli              | plain_text    | train_r2+test_r2      | premise, hypothesis, label             | cc-by-nc-4.0    | A
 cola              | nyu-mll/glue               | cola          | train+validation      | sentence, label                        | other           | B
@@ -310,7 +332,7 @@ ethics-virtue     | hendrycks/ethics *         | virtue        | train+test     
 ethics-utilitarianism | hendrycks/ethics *     | utilitarianism | train+test           | baseline, less_pleasant                | MIT             | C
 """
 
-# %% ../nbs/00b_data.ipynb #c036
+# %% ../nbs/00b_data.ipynb #c039
 _PASSAGE = "Passage: {paragraph}\nQ: {question} A: {answer}"
 _HUB_FORMATTERS = _FORMATTERS | {
     "anli-r2": text_formatter("{premise}\nSo: {hypothesis}", labels={0: 1, 1: 0, 2: 0}, group="premise"),
@@ -332,7 +354,7 @@ _HUB_FORMATTERS = _FORMATTERS | {
     "ethics-utilitarianism": lambda r: Question("", tuple(f"{a} This is better than: {b}" for a, b in (
         (r["baseline"], r["less_pleasant"]), (r["less_pleasant"], r["baseline"]))), 0, r["baseline"])}
 
-# %% ../nbs/00b_data.ipynb #c037
+# %% ../nbs/00b_data.ipynb #c040
 def _from_hub(name, id, config, revision, split):
     "Rows of a data set on the hub"
     try: return _hf().load_dataset(id, config, split=split, revision=revision)
@@ -349,7 +371,7 @@ for _line in _HUB.strip().splitlines():
     _load = partial(_from_hub, _name, _id.removesuffix(" *"), _config or None, "refs/convert/parquet" if _id.endswith(" *") else None, _split)
     REGISTRY["hub", _name] = DataSource(_name, "hub", _load, _HUB_FORMATTERS[_name], _columns, _licence, None, _SURE[_sure])
 
-# %% ../nbs/00b_data.ipynb #c043
+# %% ../nbs/00b_data.ipynb #c046
 _READERS = {".csv": pd.read_csv, ".tsv": partial(pd.read_csv, sep="\t"), ".json": pd.read_json, ".jsonl": partial(pd.read_json, lines=True),
             ".parquet": pd.read_parquet}
 
@@ -369,7 +391,7 @@ def _read(path):
     try: return _READERS[_suffix(path)](path)
     except (ValueError, OSError) as e: raise ValueError(f"{path.name}: can't be read as {_suffix(path)[1:]}: {e}") from e
 
-# %% ../nbs/00b_data.ipynb #c044
+# %% ../nbs/00b_data.ipynb #c047
 def _own_frame(data, name, columns=None):
     "The user's data as a frame with the columns txt or question and answer, label, perhaps group"
     if isinstance(data, dict): raise ValueError(f"{name}: got a {type(data).__name__} with the keys {', '.join(map(str, data))}; hand on one of its values")
@@ -387,7 +409,7 @@ def _own_frame(data, name, columns=None):
                               "Say which is which, such as columns={'txt': 'review', 'label': 'good'}")
     return df[wanted + [c for c in ("txt", "group") if c in df]]
 
-# %% ../nbs/00b_data.ipynb #c045
+# %% ../nbs/00b_data.ipynb #c048
 def _own(data, name, columns=None, labels=None):
     "The user's data as a list of questions"
     df = _own_frame(data, name, columns)
@@ -401,7 +423,7 @@ def _own(data, name, columns=None, labels=None):
     if empty.any(): warnings.warn(f"{name}: {empty.sum():,} of {len(df):,} rows dropped, because they have no text", stacklevel=5)
     return [Question(str(t), correct=int(l), group=g) for t, l, g, e in zip(txt, y, df.get("group", group), empty) if not e]
 
-# %% ../nbs/00b_data.ipynb #c049
+# %% ../nbs/00b_data.ipynb #c052
 def _find(name, where):
     "The registered data set of this name: your own first, then the preset's place, then the other"
     for source in ("registered", *(("hub", "embedded") if where == "paper" else ("embedded", "hub"))):
@@ -411,7 +433,7 @@ def _find(name, where):
     raise ValueError(f"dataset: got {name!r}" + (f", did you mean {' or '.join(near)}?" if near else ".")
                      + f" Embedded: {', '.join(n for s, n in REGISTRY if s == 'embedded')}. All names: datasets(). A file's name ends in {', '.join(_READERS)}.")
 
-# %% ../nbs/00b_data.ipynb #c051
+# %% ../nbs/00b_data.ipynb #c054
 CAP = 4_000  # rows of a built-in set, where sizes are shares
 
 
@@ -438,13 +460,14 @@ def load_texts(
         warnings.warn(f"{own}: {len(texts):,} of {len(questions):,} rows kept, so that both labels have equally many; balance=False keeps all", stacklevel=2)
     return texts
 
-# %% ../nbs/00b_data.ipynb #c052
+# %% ../nbs/00b_data.ipynb #c055
 def load_splits(
     name,               # a data set's name, a path to a file, a data frame, or a `datasets.Dataset`
     preset="embedded",  # gives sizes and answers where they are None
     *,
     sizes=None,     # weak, w2s, val, test: shares of the questions (floats) or numbers of rows (ints)
     seed=0,         # of the split; the texts don't hang on it
+    protocol="redrawn",  # "redrawn": every seed redraws all four; "published": val and test stay, the seed halves the rest into weak and w2s
     answers=None,   # "pair": a right and a wrong answer of each question; "single": one of them by chance
     max_rows=None,  # cap where sizes are shares; None: 4,000 for built-in sets, no cap for your own data
     columns=None,   # for your own data, see `load_texts`
@@ -462,9 +485,9 @@ def load_splits(
         shares = tuple(float(n) / sum(wanted) for n in wanted)
         warnings.warn(f"{texts.name}: {len(texts):,} rows, the preset {p.name} wants {sum(wanted):,}; they are split in its proportions", stacklevel=2)
         wanted = shares
-    return split_texts(texts, wanted, seed)
+    return split_texts(texts, wanted, seed, protocol)
 
-# %% ../nbs/00b_data.ipynb #c057
+# %% ../nbs/00b_data.ipynb #c060
 def _leak_features(texts):
     "The features of each trivial rule: name -> (n, d)"
     from sklearn.feature_extraction.text import CountVectorizer
@@ -489,7 +512,7 @@ def _out_of_fold(x, y, folds, seed):
     rule = LogisticRegression(C=.1, solver="liblinear") if x.shape[1] > 4 else DecisionTreeClassifier(max_depth=3, min_samples_leaf=20, random_state=seed)
     return cross_val_predict(rule, x, y, cv=folds) == y
 
-# %% ../nbs/00b_data.ipynb #c058
+# %% ../nbs/00b_data.ipynb #c061
 def leak_check(
     texts,        # `Texts`
     seed=0,       # of the folds
@@ -510,7 +533,7 @@ def leak_check(
         out.append(dict(rule=rule, accuracy=right.mean(), se=se, chance=chance, n=len(right), flagged=bool(right.mean() - chance > max(3 * se, margin))))
     return pd.DataFrame(out)
 
-# %% ../nbs/00b_data.ipynb #c062
+# %% ../nbs/00b_data.ipynb #c065
 def register_dataset(
     name,            # under which `load_splits` will find it
     rows,            # a list of mappings, a `datasets.Dataset`, a data frame, a path to a file, or a function that gives one of them
@@ -541,7 +564,7 @@ def register_dataset(
     REGISTRY["registered", name] = DataSource(name, "registered", load, fmt, ", ".join(columns or ()), licence, None, "registered")
     return table
 
-# %% ../nbs/00b_data.ipynb #c067
+# %% ../nbs/00b_data.ipynb #c070
 def datasets() -> pd.DataFrame:  # one row a name and source: name, source, rows, licence, columns, status
     "All data sets; rows are raw rows (questions, or texts with a label), where known."
     return pd.DataFrame([dict(name=d.name, source=d.source, rows=d.rows, licence=d.licence, columns=d.columns, status=d.status) for d in REGISTRY.values()]

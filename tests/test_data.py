@@ -55,7 +55,14 @@ RIGHT = dict(  # what is right, said anew from the raw columns
     piqa=lambda r: f"{r['goal']} {r['sol1'] if r['label'] == 0 else r['sol2']}",
     social_i_qa=lambda r: f"{r['context']} Q: {r['question']} A: {r['answer' + 'ABC'[int(r['label']) - 1]]}",
     winogrande=lambda r: r["sentence"].replace("_", r["option" + r["answer"]]),
-    copa=lambda r: f"{r['premise']} As its {r['question']}: {r['choice1'] if r['label'] == 0 else r['choice2']}")
+    copa=lambda r: f"{r['premise']} As its {r['question']}: {r['choice1'] if r['label'] == 0 else r['choice2']}",
+    sst2=lambda r: r["sentence"] if r["label"] == 1 else None,
+    hellaswag=lambda r: f"{r['ctx']} {r['endings'][int(r['label'])]}",
+    **dict.fromkeys(("arc_easy", "arc_challenge", "openbookqa", "commonsense_qa"),
+                    lambda r: f"Q: {r['query'][len('Question:'):].split(chr(10) + 'Answer:')[0]} A: {r['choices'][r['gold']]}"),
+    boolq_train=lambda r: "Passage: " + r["query"].split("\nAnswer:")[0] if r["choices"][r["gold"]] == "yes" else None,
+    piqa_train=lambda r: f"{r['goal']} {r['choices'][r['gold']]}",
+    social_i_qa_train=lambda r: f"{r['context']} Q: {r['question']} A: {r['choices'][r['gold']]}")
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -72,6 +79,19 @@ def test_single_answers_are_a_part_of_the_pairs():
     single, pair = load_texts("arc_challenge", answers="single"), load_texts("arc_challenge", answers="pair")
     assert len(set(single.txt) - set(pair.txt)) < .01 * len(single) and single.y.mean() == .5  # a question that is dropped as a pair, because one text stands twice, may stay
     assert .55 * len(pair) > len(np.unique(single.txt)) == len(single) > .45 * len(pair)
+
+
+@pytest.mark.parametrize("sizes", [None, (101, 250, 40, 90)])
+def test_the_published_protocol_redraws_only_the_halves_of_one_pool(sizes):
+    splits = [load_splits("sciq", sizes=sizes, seed=s, protocol="published") for s in range(4)]
+    assert len({tuple(sorted(s.test.txt)) for s in splits}) == len({tuple(sorted(s.val.txt)) for s in splits}) == 1
+    assert len({tuple(sorted(s.weak.txt)) for s in splits}) == 4
+    pools = [set(s.weak.txt) | set(s.w2s.txt) for s in splits]
+    assert [len(t) for _, t in splits[0].items()] == ([750, 750, 200, 300] if sizes is None else [175, 175, 40, 90])
+    assert len(set.union(*pools)) <= len(pools[0]) + 2  # at most the question at the cut is torn by the number of rows
+    ours = [load_splits("sciq", sizes=sizes, seed=s) for s in range(4)]
+    assert len({tuple(sorted(s.test.txt)) for s in ours}) == 4
+    with pytest.raises(ValueError, match="wanted 'redrawn' or 'published'"): load_splits("sciq", protocol="publshed")
 
 
 def test_the_cap_takes_the_same_rows_for_every_seed():
