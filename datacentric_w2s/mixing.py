@@ -20,7 +20,7 @@ from .core import KINDS, PALETTE, Accuracies, Partition, Problem, Pseudolabels, 
 from .detection import detect, detect_like, detect_overlap
 from .probes import corrected_se, evaluate, new_probe, pseudolabel, seed_summary
 
-# %% ../nbs/02a_mixing.ipynb #c007
+# %% ../nbs/02a_mixing.ipynb #c006
 SHARES = tuple(round(.1 * i, 1) for i in range(11))
 
 
@@ -35,7 +35,7 @@ def mix_sizes(
     share = round(share, 9)  # .1 * 3 is not .3 in floating point
     return (round(n * share), n - round(n * share)) if protocol == "ours" else (int(n * share), int(n * (1 - share)))
 
-# %% ../nbs/02a_mixing.ipynb #c010
+
 def mix_rows(
     partition: Partition,  # kinds of n rows
     share,  # of overlap rows in the mix, in [0, 1]
@@ -52,7 +52,7 @@ def mix_rows(
     if m > len(overlap) or k > len(rest): raise ValueError(f"mix_rows: {n} rows at share {share} need {m} overlap and {k} other rows, there are {len(overlap)} and {len(rest)}")
     return np.concatenate([rng.choice(overlap, m, replace=False), rng.choice(rest, k, replace=False)])
 
-# %% ../nbs/02a_mixing.ipynb #c013
+# %% ../nbs/02a_mixing.ipynb #c009
 def student_hits(
     problem: Problem,            # a complete experiment
     pseudolabels: Pseudolabels,  # of the w2s rows
@@ -71,7 +71,7 @@ def student_hits(
     student = new_probe(problem.preset, l2=l2, standardize=standardize).fit(problem.w2s.x_strong[rows], y)
     return (student.predict(seen.x_strong) == seen.y).astype(float)
 
-# %% ../nbs/02a_mixing.ipynb #c014
+
 def student_accuracy(
     problem: Problem,            # a complete experiment
     pseudolabels: Pseudolabels,  # of the w2s rows
@@ -85,7 +85,7 @@ def student_accuracy(
     "Fit the student on some w2s rows and measure it. Raises what `student_hits` raises."
     return float(student_hits(problem, pseudolabels, rows, labels=labels, l2=l2, standardize=standardize, on=on).mean())
 
-# %% ../nbs/02a_mixing.ipynb #c017
+# %% ../nbs/02a_mixing.ipynb #c012
 def mixing_curve(
     problem: Problem,            # a complete experiment
     partition: Partition,        # of the w2s rows
@@ -112,7 +112,7 @@ def _noted(df):
     "Say why an accuracy is missing"
     return df.assign(note=np.where(df.accuracy.notna(), "", np.where(df.n > 0, "labels of one class", "fewer rows than the others")))
 
-# %% ../nbs/02a_mixing.ipynb #c021
+# %% ../nbs/02a_mixing.ipynb #c016
 def reference_lines(
     problem: Problem,        # a complete experiment
     accuracies: Accuracies,  # from `evaluate`
@@ -131,7 +131,7 @@ def reference_lines(
     return pd.DataFrame(dict(line=["weak", "student of all rows", "strong", "random rows, equal size"], n=[len(problem.weak), every, every, n],
                              accuracy=[accuracies.weak, accuracies.w2s, accuracies.strong, hits.mean()], se=[*accuracies.se, clustered_se(hits, problem.test.group)]))
 
-# %% ../nbs/02a_mixing.ipynb #c028
+# %% ../nbs/02a_mixing.ipynb #c023
 def matched_pairs(
     partition: Partition,        # kinds of n rows
     pseudolabels: Pseudolabels,  # of the same rows
@@ -149,10 +149,10 @@ def matched_pairs(
         pairs.append(np.column_stack([overlap[i], easy[j]])[apart[i, j] <= caliper])
     return np.concatenate(pairs)
 
-# %% ../nbs/02a_mixing.ipynb #c031
+# %% ../nbs/02a_mixing.ipynb #c026
 def control_size(
     partition: Partition,  # kinds of n rows
-    pairs,                 # (m, 2) from `matched_pairs`
+    pairs=(),              # numbers of pairs that also must do
     *,
     n=None,    # a size of your own; None = the smallest group that has at least `least` rows
     least=20,  # a smaller group is left out, unless it is overlap itself
@@ -161,24 +161,25 @@ def control_size(
     counts, m = partition.counts, int(partition.counts["overlap"])
     if m < 3: raise ValueError(f"controls: {m} overlap rows, 3 are needed ({counts.to_dict()}); look at the partition, or choose its thresholds")
     if n is not None and not 3 <= n <= m: raise ValueError(f"n: got {n} rows, wanted 3 to {m}, the overlap rows ({counts.to_dict()})")
-    return min(int(c) for c in (*counts, len(pairs)) if c >= min(least, m)) if n is None else n
+    return min(int(c) for c in (*counts, *pairs) if c >= min(least, m)) if n is None else n
 
-# %% ../nbs/02a_mixing.ipynb #c033
+# %% ../nbs/02a_mixing.ipynb #c029
 def _control_rows(partition, pairs, n, rng):
-    "Row numbers of each control, all of size n; none for a group with fewer rows"
+    "Row numbers of each control, all of size n; none for a group with fewer rows. `pairs` maps a name to (m, 2) rows"
     draw = lambda rows: rng.choice(rows, n, replace=False) if len(rows) >= n else np.empty(0, int)
     rows = {k: draw(partition.rows(k)) for k in ("overlap", "easy", "hard")}
     rows["top confidence"] = np.argsort(-partition.conf, kind="stable")[:n]
     rows["random non-hard"] = draw(np.flatnonzero(partition.kind != "hard"))
     rows["random"] = rows["random, gold labels"] = draw(np.arange(len(partition)))
-    rows["overlap, matched"], rows["easy, matched"] = pairs[draw(np.arange(len(pairs)))].T
+    for name, pair in pairs.items(): rows[f"overlap, {name}"], rows[f"easy, {name}"] = pair[draw(np.arange(len(pair)))].T
     return rows
 
 
 def _control_hits(problem, partition, pseudolabels, seed, draws, n, l2, standardize):
     "Of each control and draw: its name, the draw, its rows, and where its student is right on the test split"
-    pairs = matched_pairs(partition, pseudolabels)
-    n = control_size(partition, pairs, n=n)
+    right = pseudolabels.label == problem.w2s.y
+    pairs = {"matched": matched_pairs(partition, pseudolabels), "equally right": matched_pairs(partition, pseudolabels, right=right)}
+    n = control_size(partition, [len(p) for p in pairs.values()], n=n)
     for draw in range(draws):
         for name, rows in _control_rows(partition, pairs, n, np.random.default_rng([seed, n, draw])).items():
             labels = "gold" if name == "random, gold labels" else "soft"
@@ -193,7 +194,7 @@ def _learned(problem, right, name, rows):
     n = len(problem.weak) if name == "weak" else len(rows)
     return n, 1. if name in ("weak", "strong", "random, gold labels") else _mean(right[rows])
 
-# %% ../nbs/02a_mixing.ipynb #c034
+# %% ../nbs/02a_mixing.ipynb #c030
 def equal_size_controls(
     problem: Problem,            # a complete experiment
     partition: Partition,        # of the w2s rows
@@ -211,21 +212,21 @@ def equal_size_controls(
                                 for name, draw, rows, hits in _control_hits(problem, partition, pseudolabels, seed, draws, n, l2, standardize)],
                                columns=["control", "seed", "draw", "n", "right", "accuracy"]))
 
-# %% ../nbs/02a_mixing.ipynb #c037
+# %% ../nbs/02a_mixing.ipynb #c033
 def paired_differences(
     df,     # columns control, seed, accuracy, as from `equal_size_controls`; draws of one seed are averaged first
     ratio,  # test rows / w2s rows, for the corrected standard error
     *,
     of="overlap",  # the control that all others are taken from
 ) -> pd.DataFrame:  # one row a difference: difference, mean, corrected_se, splits (seeds that have both)
-    "Differences between controls, paired by seed, and the one between matched overlap and easy rows. Raises ValueError for an unknown control."
+    "Differences between controls, paired by seed, and those between overlap and easy rows in pairs. Raises ValueError for an unknown control."
     wide = df.pivot_table(index="seed", columns="control", values="accuracy", sort=False, dropna=False)
     if of not in wide: raise ValueError(f"of: got {of!r}, wanted one of {', '.join(wide)}")
-    pairs = [(of, c) for c in wide if c != of and "matched" not in c] + [("overlap, matched", "easy, matched")] * ("easy, matched" in wide)
+    pairs = [(of, c) for c in wide if c != of and ", " not in c.replace(", gold", "")] + [(c.replace("easy", "overlap"), c) for c in wide if c.startswith("easy, ")]
     rows = [(f"{a} - {b}", d.mean(), corrected_se(d, ratio), len(d)) for a, b in pairs for d in [(wide[a] - wide[b]).dropna()]]
     return pd.DataFrame(rows, columns=["difference", "mean", "corrected_se", "splits"])
 
-# %% ../nbs/02a_mixing.ipynb #c040
+# %% ../nbs/02a_mixing.ipynb #c036
 def plot_controls(
     df,         # columns control, seed, accuracy, as from `equal_size_controls`
     ax=None,    # matplotlib axes; None = the current ones
@@ -247,7 +248,7 @@ def plot_controls(
     ax.set(xlabel=f"student's accuracy on the test split, {df.seed.nunique()} seeds")
     return ax
 
-# %% ../nbs/02a_mixing.ipynb #c047
+# %% ../nbs/02a_mixing.ipynb #c042
 def _test_hits(problem, partition, accuracies, seed, draws, n, l2, standardize):
     "Of each model: the rows it learned from (one array a draw), and how often it is right on each test row over the draws"
     t, every = problem.test, np.arange(len(problem.w2s))
@@ -262,7 +263,7 @@ def _test_kinds(problem, partition, accuracies, protocol):
     "Kinds of the test rows, by the partition's own thresholds and references"
     return detect_like(problem, partition, pseudolabel(accuracies.probes[0], problem.test.x_weak), problem.test.x_strong, protocol).kind
 
-# %% ../nbs/02a_mixing.ipynb #c048
+# %% ../nbs/02a_mixing.ipynb #c043
 def accuracy_by_test_kind(
     problem: Problem,        # a complete experiment
     partition: Partition,    # of the w2s rows
@@ -285,7 +286,7 @@ def accuracy_by_test_kind(
     return pd.DataFrame([(name, k, len(r), _mean(t.y[r]), _mean(h[r]), clustered_se(h[r], t.group[r]) if len(r) else np.nan) for name, (_, h) in hits.items() for k, r in at],
                         columns=["model", "kind", "n", "label_1", "accuracy", "se"])
 
-# %% ../nbs/02a_mixing.ipynb #c052
+# %% ../nbs/02a_mixing.ipynb #c047
 def choose_l2(
     problem: Problem,            # a complete experiment
     pseudolabels: Pseudolabels,  # of the w2s rows
@@ -300,7 +301,7 @@ def choose_l2(
     if out.accuracy.isna().all(): raise ValueError(f"choose_l2: none of {len(mixes)} mixes has a student: no rows, or labels of one class")
     return out.sort_values("accuracy", ascending=False, kind="stable", ignore_index=True)
 
-# %% ../nbs/02a_mixing.ipynb #c053
+# %% ../nbs/02a_mixing.ipynb #c048
 def _with_chosen(problem, accuracies, rows):
     "The penalty chosen on the val split for some controls, and their accuracies with it; `rows` maps a control to its draws"
     labels = accuracies.pseudolabels
@@ -325,7 +326,7 @@ def _shares(quantity, rows, kind):
     yield dict(quantity=quantity, level="share", n=len(kind), value=float(np.mean(kind == "overlap")), **{k: float(np.mean(kind == k)) for k in KINDS})
     yield _about(quantity, rows.y, kind, level="label_1", n=len(kind))
 
-# %% ../nbs/02a_mixing.ipynb #c054
+# %% ../nbs/02a_mixing.ipynb #c049
 def mixing_cell(
     problem: Problem,  # a complete experiment
     splits: Splits,    # its texts; not used, as nothing here is about texts
@@ -351,7 +352,7 @@ def mixing_cell(
     columns = ["quantity", "level", "n", "value", "right", *KINDS]
     return pd.DataFrame(out, columns=columns).round(4).assign(n_test=len(problem.test), n_w2s=len(problem.w2s))[["n_test", "n_w2s", *columns]]
 
-# %% ../nbs/02a_mixing.ipynb #c057
+# %% ../nbs/02a_mixing.ipynb #c052
 def plot_mixing(
     df,           # columns share, seed, n, accuracy, as from `mixing_curve`; draws of one seed are averaged first
     ax=None,      # matplotlib axes; None = the current ones
@@ -371,7 +372,7 @@ def plot_mixing(
            title=f"{sizes[0]:,}{f' to {sizes[-1]:,}' if len(sizes) > 1 else ''} rows in each mix, {df.seed.nunique()} splits")
     return label_lines(ax)
 
-# %% ../nbs/02a_mixing.ipynb #c068
+# %% ../nbs/02a_mixing.ipynb #c061
 def threshold_map(
     problem: Problem,            # a complete experiment
     pseudolabels: Pseudolabels,  # of the w2s rows
@@ -401,30 +402,31 @@ def _at_quantiles(problem, pseudolabels, h, o):
     t = np.nanquantile(first.score, o)
     return replace(first, kind=np.where(first.kind == "hard", "hard", np.where(first.score >= t, "overlap", "easy")), t_overlap=float(t), rule=f"quantiles {h} and {o} (given)")
 
-# %% ../nbs/02a_mixing.ipynb #c069
+# %% ../nbs/02a_mixing.ipynb #c062
 def plot_threshold_map(
     df,       # from `threshold_map`, with a column seed
     value,    # the column to show
     ax=None,  # matplotlib axes; None = the current ones
     *,
-    ratio=0.,  # test rows / w2s rows, for the corrected standard error; 0 = naive
+    ratio=0.,    # test rows / w2s rows, for the corrected standard error; 0 = naive
+    limit=None,  # value of the darkest colour; None = the largest there is
 ):  # the axes
     "Heat map over both thresholds: mean over seeds, with one corrected standard error written below it."
     import matplotlib.pyplot as plt
     ax = ax or plt.gca()
     m = seed_summary(df, [value], ["hard_quantile", "overlap_quantile"], ratio)
     grid = m.pivot(index="overlap_quantile", columns="hard_quantile", values=value)
-    limit = np.nanmax(np.abs(grid))
-    ax.imshow(grid, origin="lower", cmap="RdBu" if (grid < 0).any(axis=None) else "Blues", vmin=-limit if (grid < 0).any(axis=None) else 0, vmax=limit, aspect="auto")
+    limit, signed = np.nanmax(np.abs(grid)) if limit is None else limit, value != "density"
+    ax.imshow(grid, origin="lower", cmap="RdBu" if signed else "Blues", vmin=-limit if signed else 0, vmax=limit, aspect="auto")
     for r in m.itertuples():
         x, y, v, se = grid.columns.get_loc(r.hard_quantile), grid.index.get_loc(r.overlap_quantile), getattr(r, value), getattr(r, f"{value}_se")
-        ax.text(x, y, f"{v:.3f}\n({se:.3f})" if se == se else f"{v:.3f}", ha="center", va="center", size=8, color="w" if abs(v) > .7 * limit else "k")
+        ax.text(x, y, f"{v:.3f}\n({se:.3f})" if se > 5e-4 else f"{v:.3f}", ha="center", va="center", size=8, color="w" if abs(v) > .7 * limit else "k")
     ax.set_xticks(range(grid.shape[1]), grid.columns)
     ax.set_yticks(range(grid.shape[0]), grid.index)
     ax.set(xlabel="share of rows that are hard", ylabel="quantile of the score")
     return ax
 
-# %% ../nbs/02a_mixing.ipynb #c079
+# %% ../nbs/02a_mixing.ipynb #c071
 _MEASURES = [  # name, column, quantity and level of what is subtracted from what
     ("student - teacher", "value", ("accuracy", "student of all rows"), ("accuracy", "weak")),
     ("share 1 - share 0", "value", ("mix", "1.0"), ("mix", "0.0")),
@@ -432,28 +434,29 @@ _MEASURES = [  # name, column, quantity and level of what is subtracted from wha
     ("overlap - top confidence", "value", ("control", "overlap"), ("control", "top confidence")),
     ("overlap - easy", "value", ("control", "overlap"), ("control", "easy")),
     ("matched overlap - easy", "value", ("control", "overlap, matched"), ("control", "easy, matched")),
-    ("matched overlap - easy, right labels", "right", ("control", "overlap, matched"), ("control", "easy, matched")),
+    ("matched overlap - easy, share of right labels", "right", ("control", "overlap, matched"), ("control", "easy, matched")),
+    ("equally right overlap - easy", "value", ("control", "overlap, equally right"), ("control", "easy, equally right")),
     ("hard test rows: overlap - random", "hard", ("control", "overlap"), ("control", "random")),
-    ("hard test rows: matched overlap - easy", "hard", ("control", "overlap, matched"), ("control", "easy, matched"))]
+    ("hard test rows: equally right overlap - easy", "hard", ("control", "overlap, equally right"), ("control", "easy, equally right"))]
 
 
 def mixing_summary(
     cells,  # `mixing_cell`s with columns dataset and seed, as `full_table("mixing")`
-) -> pd.DataFrame:  # one row a data set and measure: dataset, measure, mean, se (corrected), splits
+) -> pd.DataFrame:  # one row a data set and measure: dataset, measure, mean, se (corrected), splits, n_test
     "Paired differences on each data set, with corrected standard errors."
     out = []
     for dataset, d in cells.groupby("dataset", sort=False):
         for name, column, a, b in _MEASURES:
             wide = d.pivot(index="seed", columns=["quantity", "level"], values=column)
             diff = (wide[a] - wide[b]).dropna()
-            out.append((dataset, name, diff.mean(), corrected_se(diff, float((d.n_test / d.n_w2s).mean())), len(diff)))
-    return pd.DataFrame(out, columns=["dataset", "measure", "mean", "se", "splits"])
+            out.append((dataset, name, diff.mean(), corrected_se(diff, float((d.n_test / d.n_w2s).mean())), len(diff), float(d.n_test.mean())))
+    return pd.DataFrame(out, columns=["dataset", "measure", "mean", "se", "splits", "n_test"])
 
-# %% ../nbs/02a_mixing.ipynb #c080
+
 def pooled(
-    summary,  # columns measure, mean, se, as from `mixing_summary`; data sets must be independent
+    summary,  # columns measure, mean, se, n_test, as from `mixing_summary`; no row may stand in two data sets
 ) -> pd.DataFrame:  # one row a measure: measure, mean, se, sets
-    "Mean over data sets, each weighted by its precision (1 / se^2). Sets without a standard error are left out."
-    d = summary[summary.se > 0].assign(w=lambda d: 1 / d.se**2)
-    g = d.assign(wm=d.w * d["mean"]).groupby("measure", sort=False)
-    return pd.DataFrame(dict(mean=g.wm.sum() / g.w.sum(), se=g.w.sum()**-.5, sets=g.size())).reset_index()
+    "Mean over data sets, weighted by their test rows. Sets without a standard error are left out."
+    d = summary[summary.se.notna()]
+    g = d.assign(w=d.n_test, wm=d.n_test * d["mean"], v=(d.n_test * d.se)**2).groupby("measure", sort=False)
+    return pd.DataFrame(dict(mean=g.wm.sum() / g.w.sum(), se=g.v.sum()**.5 / g.w.sum(), sets=g.size())).reset_index()
