@@ -13,7 +13,8 @@ RUNS = [  # notebook, parameters: small budgets, since the saved outputs come fr
     ("01a_rates", dict(runs=20, seed=1)),
     ("01b_regret", dict(runs=20, seed=1)),
     ("02_detection", dict(dataset="openbookqa")),
-    ("02a_mixing", dict(dataset="openbookqa", seeds=1)),
+    ("02a_mixing", dict(dataset="openbookqa", seeds=1, draws=1)),
+    ("02a_mixing", dict(dataset="sst2", seeds=2, draws=1, protocol="published")),
     ("03_selection", dict(dataset="sciq", seeds=1, rounds=5)),
     ("03_selection", dict(dataset="openbookqa", seeds=1, rounds=5)),
 ]
