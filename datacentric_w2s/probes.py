@@ -6,7 +6,7 @@
 __all__ = ['LinearProbe', 'KNNProbe', 'topological_filter', 'TopologicalProbe', 'pseudolabel', 'evaluate', 'new_probe',
            'corrected_se', 'seed_summary']
 
-# %% ../nbs/00d_probes.ipynb #c002
+# %% ../nbs/00d_probes.ipynb #c003
 import warnings
 
 import numpy as np
@@ -22,7 +22,7 @@ from threadpoolctl import ThreadpoolController
 
 from .core import Accuracies, Problem, Pseudolabels, clustered_se
 
-# %% ../nbs/00d_probes.ipynb #c006
+# %% ../nbs/00d_probes.ipynb #c007
 def _loss(u, y, w, l2): return np.mean(np.logaddexp(0, u) - y * u) + l2 * w @ w
 
 
@@ -36,7 +36,7 @@ def _factor(z, c, l2):
     hess[np.arange(d), np.arange(d)] += 2 * l2
     return cho_factor(hess, lower=True, overwrite_a=True, check_finite=False)
 
-# %% ../nbs/00d_probes.ipynb #c008
+# %% ../nbs/00d_probes.ipynb #c009
 def _newton(z, y, l2, w, b, tol=1e-6, max_iter=200):
     "Damped Newton from (`w`, `b`) that keeps its Hessian while it serves; returns w, b, the norm of the gradient and the number of steps"
     n, d = z.shape
@@ -56,7 +56,7 @@ def _newton(z, y, l2, w, b, tol=1e-6, max_iter=200):
         w, b, u, f = w + t * step[:-1], b + t * step[-1], u + t * du, f_new
     return w, b, norm, i
 
-# %% ../nbs/00d_probes.ipynb #c010
+# %% ../nbs/00d_probes.ipynb #c011
 _BLAS = ThreadpoolController()  # of numpy and scipy; to look for them at each fit would take longer than a small fit
 
 
@@ -76,7 +76,7 @@ def _scaling(x, standardize):
     scale = x.std(0)
     return x.mean(0), np.where(scale > 1e-12 * np.abs(x).max(initial=1.), scale, 1.)
 
-# %% ../nbs/00d_probes.ipynb #c011
+# %% ../nbs/00d_probes.ipynb #c012
 class LinearProbe(ClassifierMixin, BaseEstimator):
     "Linear probe on hard or soft labels: mean cross-entropy + l2 * ||w||^2, free bias, solved to a gradient norm of 1e-6. Paper, section 5."
 
@@ -111,7 +111,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
     def predict(self, x): return (self.decision_function(x) > 0).astype(np.int64)
 
-# %% ../nbs/00d_probes.ipynb #c012
+# %% ../nbs/00d_probes.ipynb #c013
 def _checked(x, y, l2=1.):
     "Features and labels as float64, or a clear error"
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
@@ -125,7 +125,7 @@ def _checked(x, y, l2=1.):
 
 def _two_columns(p): return np.column_stack([1 - p, p])
 
-# %% ../nbs/00d_probes.ipynb #c024
+# %% ../nbs/00d_probes.ipynb #c030
 class KNNProbe(ClassifierMixin, BaseEstimator):
     "Mean label of the `k` nearest training rows (Euclidean), as in the published code."
 
@@ -149,7 +149,7 @@ class KNNProbe(ClassifierMixin, BaseEstimator):
 
     def predict(self, x): return (self.predict_proba(x)[:, 1] > .5).astype(np.int64)
 
-# %% ../nbs/00d_probes.ipynb #c025
+# %% ../nbs/00d_probes.ipynb #c031
 def topological_filter(
     x,  # (n, d) features
     y,  # (n,) labels in [0, 1]; above 1/2 counts as class 1
@@ -171,7 +171,7 @@ def topological_filter(
         keep[rows[np.argsort(-np.abs(y[rows] - y[rows][near].mean(1)), kind="stable")[:more]]] = False
     return keep
 
-# %% ../nbs/00d_probes.ipynb #c026
+# %% ../nbs/00d_probes.ipynb #c032
 class TopologicalProbe(KNNProbe):
     "kNN probe on the rows that the topological filter keeps, as in the published code."
 
@@ -185,7 +185,7 @@ class TopologicalProbe(KNNProbe):
         self.kept_ = topological_filter(x, y, k=self.k)
         return super().fit(x[self.kept_], y[self.kept_])
 
-# %% ../nbs/00d_probes.ipynb #c030
+# %% ../nbs/00d_probes.ipynb #c036
 def pseudolabel(
     probe,           # a fitted probe with predict_proba
     x,               # (n, d) what it reads
@@ -194,7 +194,7 @@ def pseudolabel(
     "All that a teacher hands on."
     return Pseudolabels(probe.predict_proba(x)[:, 1], source)
 
-# %% ../nbs/00d_probes.ipynb #c033
+# %% ../nbs/00d_probes.ipynb #c039
 def evaluate(
     problem: Problem,  # a complete experiment
     *,
@@ -221,7 +221,7 @@ def new_probe(
     "A linear probe with a preset's settings."
     return LinearProbe(preset.l2 if l2 is None else l2, preset.standardize if standardize is None else standardize)
 
-# %% ../nbs/00d_probes.ipynb #c039
+# %% ../nbs/00d_probes.ipynb #c045
 def corrected_se(
     values,  # (J,) one result a seed
     ratio,   # test rows / training rows of each seed
