@@ -6,7 +6,7 @@
 __all__ = ['LinearProbe', 'KNNProbe', 'topological_filter', 'TopologicalProbe', 'pseudolabel', 'evaluate', 'new_probe',
            'corrected_se', 'seed_summary']
 
-# %% ../nbs/00d_probes.ipynb #c002
+# %% ../nbs/00d_probes.ipynb #c003
 import warnings
 
 import numpy as np
@@ -18,46 +18,52 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.validation import check_is_fitted
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from .core import Accuracies, Problem, Pseudolabels, clustered_se
 
-# %% ../nbs/00d_probes.ipynb #c006
+# %% ../nbs/00d_probes.ipynb #c007
 def _loss(u, y, w, l2): return np.mean(np.logaddexp(0, u) - y * u) + l2 * w @ w
 
 
-def _step(z, y, u, w, l2):
-    "Gradient and Newton step at scores `u`; the last entry belongs to the bias"
-    n, d = z.shape
-    p = expit(u)
-    grad = np.append(z.T @ (p - y) / n + 2 * l2 * w, np.mean(p - y))
-    c = p * (1 - p) / n
-    zc = z * c[:, None]
+def _factor(z, c, l2):
+    "Cholesky factor of the Hessian where the rows have the weights `c`; the last coordinate is the bias"
+    d = z.shape[1]
+    zc = z * np.sqrt(c)[:, None]
     hess = np.empty((d + 1, d + 1))
-    hess[:d, :d], hess[:d, d], hess[d, d] = zc.T @ z, zc.sum(0), c.sum() + 1e-12
-    hess[d, :d] = hess[:d, d]
+    hess[:d, :d], hess[d, d] = zc.T @ zc, c.sum() + 1e-12
+    hess[:d, d] = hess[d, :d] = c @ z
     hess[np.arange(d), np.arange(d)] += 2 * l2
-    return grad, -cho_solve(cho_factor(hess, check_finite=False), grad, check_finite=False)
+    return cho_factor(hess, lower=True, overwrite_a=True, check_finite=False)
 
-# %% ../nbs/00d_probes.ipynb #c007
-def _newton(z, y, l2, w, b, tol=1e-6, max_iter=100):
-    "Damped Newton from (`w`, `b`); returns w, b, the norm of the gradient and the number of steps"
+# %% ../nbs/00d_probes.ipynb #c009
+def _newton(z, y, l2, w, b, tol=1e-6, max_iter=200):
+    "Damped Newton from (`w`, `b`) that keeps its Hessian while it serves; returns w, b, the norm of the gradient and the number of steps"
+    n, d = z.shape
+    keep, norm = .3 if d > 64 else 0., np.inf
     u = z @ w + b
     f = _loss(u, y, w, l2)
     for i in range(max_iter):
-        grad, step = _step(z, y, u, w, l2)
-        norm = float(np.linalg.norm(grad))
+        p = expit(u)
+        grad = np.append((p - y) @ z / n + 2 * l2 * w, np.mean(p - y))
+        last, norm = norm, float(np.linalg.norm(grad))
         if norm <= tol: break
-        du, t = z @ step[:-1] + step[-1], 1.
-        while (f_new := _loss(u + t * du, y, w + t * step[:-1], l2)) > f + 1e-4 * t * grad @ step and t > 1e-8: t /= 2
+        if i == 0 or norm > keep * last: factor = _factor(z, p * (1 - p) / n, l2)
+        step = -cho_solve(factor, grad, check_finite=False)
+        du, slope, t = z @ step[:-1] + step[-1], grad @ step, 1.
+        room = 1e-14 * (1 + f)  # rounding must not stop a step
+        while (f_new := _loss(u + t * du, y, w + t * step[:-1], l2)) > f + 1e-4 * t * slope + room and t > 1e-8: t /= 2
         w, b, u, f = w + t * step[:-1], b + t * step[-1], u + t * du, f_new
     return w, b, norm, i
 
-# %% ../nbs/00d_probes.ipynb #c009
+# %% ../nbs/00d_probes.ipynb #c011
+_BLAS = ThreadpoolController()  # of numpy and scipy; to look for them at each fit would take longer than a small fit
+
+
 def _minimise(z, y, l2, w, b):
     "Solve in min(n, d) coordinates"
     n, d = z.shape
-    with threadpool_limits(1 if n * d * min(n, d) < 4e9 else None, "blas"):
+    with _BLAS.limit(limits=1 if n * d * min(n, d) < 4e9 else None, user_api="blas"):
         if n >= d: return _newton(z, y, l2, w, b)
         q, r = np.linalg.qr(z.T)
         v, b, norm, steps = _newton(r.T, y, l2, q.T @ w, b)
@@ -70,7 +76,7 @@ def _scaling(x, standardize):
     scale = x.std(0)
     return x.mean(0), np.where(scale > 1e-12 * np.abs(x).max(initial=1.), scale, 1.)
 
-# %% ../nbs/00d_probes.ipynb #c010
+# %% ../nbs/00d_probes.ipynb #c012
 class LinearProbe(ClassifierMixin, BaseEstimator):
     "Linear probe on hard or soft labels: mean cross-entropy + l2 * ||w||^2, free bias, solved to a gradient norm of 1e-6. Paper, section 5."
 
@@ -105,7 +111,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
     def predict(self, x): return (self.decision_function(x) > 0).astype(np.int64)
 
-# %% ../nbs/00d_probes.ipynb #c011
+# %% ../nbs/00d_probes.ipynb #c013
 def _checked(x, y, l2=1.):
     "Features and labels as float64, or a clear error"
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
@@ -119,7 +125,7 @@ def _checked(x, y, l2=1.):
 
 def _two_columns(p): return np.column_stack([1 - p, p])
 
-# %% ../nbs/00d_probes.ipynb #c023
+# %% ../nbs/00d_probes.ipynb #c030
 class KNNProbe(ClassifierMixin, BaseEstimator):
     "Mean label of the `k` nearest training rows (Euclidean), as in the published code."
 
@@ -143,7 +149,7 @@ class KNNProbe(ClassifierMixin, BaseEstimator):
 
     def predict(self, x): return (self.predict_proba(x)[:, 1] > .5).astype(np.int64)
 
-# %% ../nbs/00d_probes.ipynb #c024
+# %% ../nbs/00d_probes.ipynb #c031
 def topological_filter(
     x,  # (n, d) features
     y,  # (n,) labels in [0, 1]; above 1/2 counts as class 1
@@ -165,7 +171,7 @@ def topological_filter(
         keep[rows[np.argsort(-np.abs(y[rows] - y[rows][near].mean(1)), kind="stable")[:more]]] = False
     return keep
 
-# %% ../nbs/00d_probes.ipynb #c025
+# %% ../nbs/00d_probes.ipynb #c032
 class TopologicalProbe(KNNProbe):
     "kNN probe on the rows that the topological filter keeps, as in the published code."
 
@@ -179,7 +185,7 @@ class TopologicalProbe(KNNProbe):
         self.kept_ = topological_filter(x, y, k=self.k)
         return super().fit(x[self.kept_], y[self.kept_])
 
-# %% ../nbs/00d_probes.ipynb #c029
+# %% ../nbs/00d_probes.ipynb #c036
 def pseudolabel(
     probe,           # a fitted probe with predict_proba
     x,               # (n, d) what it reads
@@ -188,7 +194,7 @@ def pseudolabel(
     "All that a teacher hands on."
     return Pseudolabels(probe.predict_proba(x)[:, 1], source)
 
-# %% ../nbs/00d_probes.ipynb #c032
+# %% ../nbs/00d_probes.ipynb #c039
 def evaluate(
     problem: Problem,  # a complete experiment
     *,
@@ -215,7 +221,7 @@ def new_probe(
     "A linear probe with a preset's settings."
     return LinearProbe(preset.l2 if l2 is None else l2, preset.standardize if standardize is None else standardize)
 
-# %% ../nbs/00d_probes.ipynb #c038
+# %% ../nbs/00d_probes.ipynb #c045
 def corrected_se(
     values,  # (J,) one result a seed
     ratio,   # test rows / training rows of each seed

@@ -1,0 +1,100 @@
+"The linear probe against scipy's minimiser of the plain objective, and against its own optimality condition."
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from scipy.optimize import minimize
+from scipy.special import expit
+from sklearn.exceptions import ConvergenceWarning
+
+from datacentric_w2s.probes import LinearProbe
+
+
+def make(n, d, seed, features="plain", labels="soft"):
+    "Rows and labels of a kind"
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d))
+    if features == "decaying": x = x * np.geomspace(30, 3e-5, d) @ np.linalg.qr(rng.normal(size=(d, d)))[0]
+    if features == "constant": x[:, 0], x[:, -1] = 5, 0
+    if features == "duplicate": x[:, -1], x[n // 2:2 * (n // 2)] = x[:, 0], x[:n // 2]
+    u = x @ rng.normal(size=d)
+    y = {"soft": expit(u / (1 + u.std()) + rng.normal(size=n)), "separable": (u > np.median(u)) * 1., "noisy": (u + rng.normal(size=n) > 0) * 1.,
+         "near half": .5 + .1 * np.tanh(u)}[labels]
+    y[:2] = (0, 1) if labels in ("separable", "noisy") else y[:2]
+    return x, y
+
+
+def scaled(x, standardize):
+    "The features on which the penalty acts, and their scale"
+    s = np.where(x.std(0) > 1e-12, x.std(0), 1)
+    return ((x - x.mean(0)) / s, s) if standardize else (x, np.ones(x.shape[1]))
+
+
+def value_and_gradient(v, z, y, l2):
+    u = z @ v[:-1] + v[-1]
+    r = (expit(u) - y) / len(y)
+    return np.mean(np.logaddexp(0, u) - y * u) + l2 * v[:-1] @ v[:-1], np.append(z.T @ r + 2 * l2 * v[:-1], r.sum())
+
+
+def at(probe, x, y):
+    "Objective and gradient norm of a fitted probe, from its public attributes alone"
+    z, s = scaled(x, probe.standardize)
+    b = probe.intercept_ + (probe.coef_ @ x.mean(0) if probe.standardize else 0)
+    f, g = value_and_gradient(np.append(probe.coef_ * s, b), z, y, probe.l2)
+    return f, np.linalg.norm(g)
+
+
+cases = dict(
+    n=st.integers(4, 150), d=st.integers(2, 150), seed=st.integers(0, 999), l2=st.sampled_from([1e-6, 1e-3, .1, 10.]), standardize=st.booleans(),
+    features=st.sampled_from(["plain", "decaying", "constant", "duplicate"]), labels=st.sampled_from(["soft", "separable", "noisy", "near half"]))
+
+
+@given(**cases)
+@settings(max_examples=150, deadline=None)
+def test_the_optimum_is_reached_and_certified(n, d, seed, l2, standardize, features, labels):
+    x, y = make(n, d, seed, features, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        probe = LinearProbe(l2, standardize).fit(x, y)
+    f, norm = at(probe, x, y)
+    assert norm <= 1.1e-6 and abs(norm - probe.kkt_) <= 1e-7, "the certificate is true"
+    best = minimize(value_and_gradient, np.zeros(d + 1), (scaled(x, standardize)[0], y, l2), "L-BFGS-B", jac=True, options=dict(maxiter=300)).fun
+    assert f <= best * (1 + 1e-6) + 1e-9
+
+
+@given(**cases | dict(l2=st.sampled_from([1e-3, .1])))
+@settings(max_examples=60, deadline=None)
+def test_start_and_order_of_the_rows_change_nothing(n, d, seed, l2, standardize, features, labels):
+    x, y = make(n, d, seed, features, labels)
+    probe, other = LinearProbe(l2, standardize).fit(x, y), LinearProbe(l2, standardize).fit(*make(n, d, seed + 1, "plain", "noisy"))
+    order = np.random.default_rng(seed).permutation(n)
+    for again in (LinearProbe(l2, standardize).fit(x, y, start=other), LinearProbe(l2, standardize).fit(x[order], y[order])):
+        z, s = scaled(x, standardize)
+        # strong convexity: two points whose gradients are at most 1e-6 are at most 1e-6 / l2 apart
+        assert np.linalg.norm((again.coef_ - probe.coef_) * s) <= 1.1e-6 / l2
+        assert at(again, x, y)[0] == pytest.approx(at(probe, x, y)[0], rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("n, d", [(300, 100), (80, 200)])
+@pytest.mark.parametrize("scale", [1e-3, 1, 1e3])
+def test_features_of_any_scale_and_far_starts(n, d, scale):
+    x, y = make(n, d, 0, "decaying", "noisy")
+    probe = LinearProbe(1e-3).fit(scale * x, y)
+    far = LinearProbe(1e-3).fit(scale * x, y)
+    far.coef_, far.intercept_ = far.coef_ + 30 / scale * np.random.default_rng(1).normal(size=d), 50.
+    again = LinearProbe(1e-3).fit(scale * x, y, start=far)
+    for p in (probe, again): assert at(p, scale * x, y)[1] <= 1.1e-6
+    assert LinearProbe(1e-3).fit(scale * x, y, start=probe).n_iter_ <= 1
+    assert probe.n_iter_ <= 60
+
+
+def test_one_hessian_serves_labels_near_one_half(monkeypatch):
+    "Counted, not timed: sure labels renew the Hessian, unsure ones hardly ever"
+    from datacentric_w2s import probes
+    count, factor = [], probes._factor
+    monkeypatch.setattr(probes, "_factor", lambda *a: count.append(1) or factor(*a))
+    x, y = make(400, 100, 0, "decaying", "near half")
+    assert LinearProbe(1e-3).fit(x, y).n_iter_ > len(count) == 1
+    count.clear()
+    assert LinearProbe(1e-5).fit(x, (y > .5) * 1.).kkt_ <= 1e-6 and len(count) > 2
