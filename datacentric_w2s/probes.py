@@ -43,6 +43,7 @@ def _newton(z, y, l2, w, b, tol=1e-6, max_iter=200):
     keep, norm = .3 if d > 64 else 0., np.inf
     u = z @ w + b
     f = _loss(u, y, w, l2)
+    if f > np.log(2): w, b, u, f = 0 * w, 0., 0 * u, np.log(2)  # a start worse than zero is none: far out the Hessian vanishes
     for i in range(max_iter):
         p = expit(u)
         grad = np.append((p - y) @ z / n + 2 * l2 * w, np.mean(p - y))
