@@ -302,7 +302,8 @@ QUANTITIES = {"top - random": "accuracy of the student of the top third, minus t
               "top right": "share of right pseudolabels in the top third, minus that of all rows",
               "bins": "rank correlation of a bin's place and its student's accuracy",
               "effect": "rank correlation with the leave-out effect, free of scale",
-              "effect in class": "the same, within rows of right and of wrong pseudolabels",
+              "effect not hard": "the same, among rows that the detector does not call hard",
+              "effect in class": "the same, over all rows, within rows of right and of wrong pseudolabels",
               "effect given conf": "the same, given the teacher's confidence",
               "plain effect": "rank correlation with the leave-out effect on plain cross-entropy"}
 
@@ -322,16 +323,18 @@ def compare_scores(
     partition = detect(problem, pseudolabels) if partition is None else partition
     n, right, rng = round(len(pseudolabels) * share), pseudolabels.label == problem.w2s.y, np.random.default_rng([seed, draws])
     effect, plain = (leave_out_effect(problem, pseudolabels, scale_free=f) for f in (True, False))
+    clear = partition.kind != "hard"
     at_random = np.mean([student_accuracy(problem, pseudolabels, rng.choice(len(right), n, replace=False)) for _ in range(draws)])
     out = []
     for how in scores:
         s = row_scores(problem, pseudolabels, how, partition=partition, seed=seed)
         top, along = _order(s, seed)[len(s) - n:], bin_accuracies(problem, pseudolabels, s, bins, seed=seed)
         out.append((getattr(how, "__name__", how), student_accuracy(problem, pseudolabels, top) - at_random, right[top].mean() - right.mean(), rank_correlation(along.bin, along.accuracy),
-                    rank_correlation(s, effect), rank_correlation(s, effect, within=right), rank_correlation(s, effect, given=pseudolabels.conf), rank_correlation(s, plain)))
+                    rank_correlation(s, effect), rank_correlation(s[clear], effect[clear]), rank_correlation(s, effect, within=right),
+                    rank_correlation(s, effect, given=pseudolabels.conf), rank_correlation(s, plain)))
     return pd.DataFrame(out, columns=["how", *QUANTITIES])
 
-# %% ../nbs/02c_scores.ipynb #c047
+# %% ../nbs/02c_scores.ipynb #c046
 def scores_cell(
     problem: Problem,  # a complete experiment
     splits,            # its texts; not used
@@ -343,7 +346,7 @@ def scores_cell(
     lines = pd.DataFrame(dict(how=["teacher", "student", "ceiling"], quantity="accuracy", value=[acc.weak, acc.w2s, acc.strong]))
     return pd.concat([lines, df], ignore_index=True).assign(n_test=len(problem.test), n_w2s=len(problem.w2s))
 
-# %% ../nbs/02c_scores.ipynb #c050
+# %% ../nbs/02c_scores.ipynb #c049
 def score_means(
     df,  # cells of `scores_cell`, with the columns dataset and seed
 ) -> pd.DataFrame:  # one row a data set, score and quantity: mean, se (corrected), seeds
@@ -354,14 +357,14 @@ def score_means(
         rows.append((name, how, quantity, v.mean(), corrected_se(v, (d.n_test / d.n_w2s).mean()), len(v)))
     return pd.DataFrame(rows, columns=["dataset", "how", "quantity", "mean", "se", "seeds"])
 
-# %% ../nbs/02c_scores.ipynb #c051
+# %% ../nbs/02c_scores.ipynb #c050
 def _wide(df, text, rows=None):
     "Rows of `text`, a function of a record, as a table of scores by quantities"
     df = df[df.quantity.isin(list(QUANTITIES))]
     out = df.assign(text=[text(r) for r in df.itertuples()]).pivot(index="how", columns="quantity", values="text")
     return out.reindex(index=list(dict.fromkeys(df.how)), columns=list(QUANTITIES)).fillna("")
 
-# %% ../nbs/02c_scores.ipynb #c054
+# %% ../nbs/02c_scores.ipynb #c053
 def score_auc(
     score,     # (n,) numbers, -inf allowed
     positive,  # (n,) True for the rows that should have the higher scores
@@ -372,7 +375,7 @@ def score_auc(
     if not m or not n: raise ValueError(f"score_auc: got {m} positive and {n} other rows, wanted some of each")
     return float((rankdata(score)[positive].sum() - m * (m + 1) / 2) / (m * n))
 
-# %% ../nbs/02c_scores.ipynb #c063
+# %% ../nbs/02c_scores.ipynb #c062
 def over_data_sets(
     means,  # from `score_means`
 ) -> pd.DataFrame:  # one row a score and quantity: how, quantity, mean, low, high (95 %), sets, clear (data sets in which the mean is two standard errors from 0)
@@ -385,7 +388,7 @@ def over_data_sets(
         rows.append((how, quantity, m.mean(), m.mean() - q * se, m.mean() + q * se, n, int((m.abs() > 2 * d.se).sum())))
     return pd.DataFrame(rows, columns=["how", "quantity", "mean", "low", "high", "sets", "clear"])
 
-# %% ../nbs/02c_scores.ipynb #c067
+# %% ../nbs/02c_scores.ipynb #c066
 def plot_scores(
     means,      # from `score_means`
     quantity,   # one of `QUANTITIES`

@@ -305,6 +305,8 @@ def test_table_of_scores_by_hand(case):
     assert row["top right"] == pytest.approx(right[top].mean() - right.mean())
     free, plain = leave_out_effect(p, labels), leave_out_effect(p, labels, scale_free=False)
     assert row["effect"] == pytest.approx(spearmanr(s, free).statistic) and row["plain effect"] == pytest.approx(spearmanr(s, plain).statistic)
+    clear = part.kind != "hard"
+    assert row["effect not hard"] == pytest.approx(spearmanr(s[clear], free[clear]).statistic)
     assert row["effect in class"] == rank_correlation(s, free, within=right) and row["effect given conf"] == rank_correlation(s, free, given=labels.conf)
     along = bin_accuracies(p, labels, s, 3, seed=5)
     assert row["bins"] == pytest.approx(spearmanr(along.bin, along.accuracy).statistic)
