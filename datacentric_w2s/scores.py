@@ -307,7 +307,7 @@ QUANTITIES = {"top - random": "accuracy of the student of the top third, minus t
               "effect given conf": "the same, given the teacher's confidence",
               "plain effect": "rank correlation with the leave-out effect on plain cross-entropy"}
 
-
+# %% ../nbs/02c_scores.ipynb #c045
 def compare_scores(
     problem: Problem,            # a complete experiment
     pseudolabels: Pseudolabels,  # of the w2s rows
@@ -334,7 +334,7 @@ def compare_scores(
                     rank_correlation(s, effect, given=pseudolabels.conf), rank_correlation(s, plain)))
     return pd.DataFrame(out, columns=["how", *QUANTITIES])
 
-# %% ../nbs/02c_scores.ipynb #c046
+# %% ../nbs/02c_scores.ipynb #c047
 def scores_cell(
     problem: Problem,  # a complete experiment
     splits,            # its texts; not used
@@ -346,7 +346,7 @@ def scores_cell(
     lines = pd.DataFrame(dict(how=["teacher", "student", "ceiling"], quantity="accuracy", value=[acc.weak, acc.w2s, acc.strong]))
     return pd.concat([lines, df], ignore_index=True).assign(n_test=len(problem.test), n_w2s=len(problem.w2s))
 
-# %% ../nbs/02c_scores.ipynb #c049
+# %% ../nbs/02c_scores.ipynb #c050
 def score_means(
     df,  # cells of `scores_cell`, with the columns dataset and seed
 ) -> pd.DataFrame:  # one row a data set, score and quantity: mean, se (corrected), seeds
@@ -357,14 +357,14 @@ def score_means(
         rows.append((name, how, quantity, v.mean(), corrected_se(v, (d.n_test / d.n_w2s).mean()), len(v)))
     return pd.DataFrame(rows, columns=["dataset", "how", "quantity", "mean", "se", "seeds"])
 
-# %% ../nbs/02c_scores.ipynb #c050
+# %% ../nbs/02c_scores.ipynb #c051
 def _wide(df, text, rows=None):
     "Rows of `text`, a function of a record, as a table of scores by quantities"
     df = df[df.quantity.isin(list(QUANTITIES))]
     out = df.assign(text=[text(r) for r in df.itertuples()]).pivot(index="how", columns="quantity", values="text")
     return out.reindex(index=list(dict.fromkeys(df.how)), columns=list(QUANTITIES)).fillna("")
 
-# %% ../nbs/02c_scores.ipynb #c053
+# %% ../nbs/02c_scores.ipynb #c054
 def score_auc(
     score,     # (n,) numbers, -inf allowed
     positive,  # (n,) True for the rows that should have the higher scores
@@ -375,7 +375,7 @@ def score_auc(
     if not m or not n: raise ValueError(f"score_auc: got {m} positive and {n} other rows, wanted some of each")
     return float((rankdata(score)[positive].sum() - m * (m + 1) / 2) / (m * n))
 
-# %% ../nbs/02c_scores.ipynb #c062
+# %% ../nbs/02c_scores.ipynb #c063
 def over_data_sets(
     means,  # from `score_means`
 ) -> pd.DataFrame:  # one row a score and quantity: how, quantity, mean, low, high (95 %), sets, clear (data sets in which the mean is two standard errors from 0)
@@ -388,7 +388,7 @@ def over_data_sets(
         rows.append((how, quantity, m.mean(), m.mean() - q * se, m.mean() + q * se, n, int((m.abs() > 2 * d.se).sum())))
     return pd.DataFrame(rows, columns=["how", "quantity", "mean", "low", "high", "sets", "clear"])
 
-# %% ../nbs/02c_scores.ipynb #c066
+# %% ../nbs/02c_scores.ipynb #c067
 def plot_scores(
     means,      # from `score_means`
     quantity,   # one of `QUANTITIES`
