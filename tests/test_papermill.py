@@ -16,7 +16,6 @@ RUNS = [  # notebook, parameters: small budgets, since the saved outputs come fr
     ("02_detection", dict(dataset="openbookqa")),
     ("02a_mixing", dict(dataset="openbookqa", seeds=1, draws=1)),
     ("02a_mixing", dict(dataset="sst2", seeds=2, draws=1, protocol="published")),
-    ("02a_mixing", dict(dataset="openbookqa", seeds=1)),
     ("02c_scores", dict(dataset="openbookqa", seeds=1, mixtures=1)),
     ("03_selection", dict(dataset="sciq", seeds=1, rounds=5)),
     ("03_selection", dict(dataset="openbookqa", seeds=1, rounds=5)),
