@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'RULES', 'Cell', 'write_cell', 'read_cell', 'run_cells', 'grid', 'collect', 'write_full_table',
-           'settings', 'cell_function', 'measure_cell', 'length_rule', 'accuracies_cell']
+           'settings', 'cell_function', 'measure_cell', 'length_rule', 'accuracies_cell', 'pgr_interval', 'summarise',
+           'show_summary', 'plot_accuracies', 'plot_density_gain', 'mixing_summary']
 
 # %% ../nbs/07_results.ipynb #c003
 import hashlib
@@ -394,3 +395,97 @@ def accuracies_cell(
     right, part = acc.pseudolabels.label == problem.w2s.y, parts["preset"]
     row |= {f"teacher_{k}": np.nan if part is None or not (part.kind == k).any() else right[part.kind == k].mean() for k in KINDS}
     return pd.DataFrame([row | dict(n_weak=len(problem.weak), n_val=len(problem.val), n_questions=len(np.unique(t.group)))])
+
+# %% ../nbs/07_results.ipynb #c036
+def pgr_interval(
+    gain,   # (J,) student - weak, one value a seed
+    gap,    # (J,) strong - weak, the same seeds
+    ratio,  # test rows / w2s rows of each seed; 0 for independent draws
+    *,
+    z=2.,   # half-width in standard errors
+) -> tuple:  # PGR, its lower and upper end; three nan where the gap is not more than z standard errors above zero
+    "Ratio of mean gain to mean gap with Fieller's interval, the covariance corrected after Nadeau and Bengio. Raises ValueError for fewer than two seeds."
+    gain, gap = np.asarray(gain, float), np.asarray(gap, float)
+    if gain.shape != gap.shape or gain.ndim != 1 or len(gain) < 2: raise ValueError(f"pgr_interval: got gains {gain.shape} and gaps {gap.shape}, wanted one value a seed, two seeds at least")
+    a, b, v = gain.mean(), gap.mean(), z**2 * (1 / len(gain) + ratio) * np.cov(gain, gap)
+    if not (b > 0 and b**2 > v[1, 1]): return (float("nan"),) * 3
+    A, B, C = b**2 - v[1, 1], a * b - v[0, 1], a**2 - v[0, 0]
+    root = np.sqrt(max(B**2 - A * C, 0.))
+    return tuple(map(float, (a / b, (B - root) / A, (B + root) / A)))
+
+# %% ../nbs/07_results.ipynb #c039
+def summarise(
+    df,  # from the experiment "accuracies"
+) -> pd.DataFrame:  # one row a data set: means and corrected standard errors (_se), PGR with its interval, density, flags
+    "One row a data set, with flags by the rules of this chapter."
+    rows = []
+    for name, d in df.groupby("dataset", sort=False):
+        ratio = (d.n_test / d.n_w2s).mean()
+        d = d.assign(over_length=d.weak - d.length, density=d.overlap_preset)
+        row = dict(dataset=name, seeds=len(d), n_test=d.n_test.mean())
+        for c in ("weak", "student", "strong", "gain", "gap", "length", "over_length", "density"): row |= {c: d[c].mean(), f"{c}_se": corrected_se(d[c], ratio)}
+        above = lambda c, at=0.: row[c] - at > 2 * row[f"{c}_se"]
+        row |= dict(zip(("pgr", "pgr_low", "pgr_high"), pgr_interval(d.gain, d.gap, ratio)))
+        row |= dict(weak_at_chance=not above("weak", .5), strong_at_chance=not above("strong", .5), no_better_than_length=not above("over_length"),
+                    student_is="above" if above("gain") else "below" if row["gain"] < -2 * row["gain_se"] else "not told apart")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _pm(mean, se): return f"{mean:.3f} ({se:.3f})"
+
+
+def show_summary(
+    table,  # from `summarise`
+) -> pd.DataFrame:  # the same for reading: a mean and, in brackets, its corrected standard error; PGR with its interval
+    "The table over data sets as text."
+    flags = [", ".join(what for what, on in (("teacher at chance", r.weak_at_chance), ("ceiling at chance", r.strong_at_chance), ("teacher no better than length", r.no_better_than_length)) if on)
+             for r in table.itertuples()]
+    out = {"data set": [f"{r.dataset} ({r.n_test:.0f} x {r.seeds})" for r in table.itertuples()]}
+    out |= {c: [_pm(*v) for v in zip(table[c], table[f"{c}_se"])] for c in ("weak", "student", "strong", "gain")}
+    out["PGR"] = ["undefined" if r.pgr != r.pgr else f"{r.pgr:.2f} [{r.pgr_low:.2f}, {r.pgr_high:.2f}]" for r in table.itertuples()]
+    out["overlap density"] = [_pm(*v) for v in zip(table.density, table.density_se)]
+    return pd.DataFrame(out).assign(student=out["student"], **{"student is": table.student_is.to_list(), "remarks": flags}).set_index("data set")
+
+# %% ../nbs/07_results.ipynb #c043
+def plot_accuracies(
+    table,    # from `summarise`
+    ax=None,  # matplotlib axes; None = the current ones
+):  # the axes
+    "Teacher, student and ceiling of each data set, with bars of two corrected standard errors; the largest gap is on top."
+    import matplotlib.pyplot as plt
+    ax = ax or plt.gca()
+    t = table.sort_values("gap").reset_index(drop=True)
+    for k, (c, name) in enumerate((("weak", "teacher (weak)"), ("student", "student (w2s)"), ("strong", "ceiling (strong)"))):
+        ax.errorbar(t[c], t.index + .2 * (1 - k), xerr=2 * t[f"{c}_se"], fmt="o", ms=5, capsize=2, color=PALETTE[k], label=name)
+    ax.axvline(.5, color="k", lw=.8, ls=":")
+    ax.set(yticks=t.index, yticklabels=t.dataset, xlabel="accuracy on the test split (dotted line at chance)", ylim=(-.6, len(t) - .4))
+    ax.legend(frameon=False, loc="lower right", fontsize=9)
+    return ax
+
+# %% ../nbs/07_results.ipynb #c050
+def plot_density_gain(
+    table,    # from `summarise`
+    ax=None,  # matplotlib axes; None = the current ones
+):  # the axes
+    "Gain against overlap density, one dot a data set, with bars of two corrected standard errors."
+    import matplotlib.pyplot as plt
+    ax = ax or plt.gca()
+    ax.errorbar(table.density, table.gain, xerr=2 * table.density_se, yerr=2 * table.gain_se, fmt="o", ms=5, lw=1, color=PALETTE[0], ecolor="#bbbbbb")
+    for r in table.itertuples(): ax.annotate(r.dataset, (r.density, r.gain), xytext=(4, 4), textcoords="offset points", size=8)
+    ax.axhline(0, color="k", lw=.8, ls=":")
+    ax.set(xlabel="overlap density, as detected (preset's rules)", ylabel="student minus teacher")
+    return ax
+
+# %% ../nbs/07_results.ipynb #c054
+def mixing_summary(
+    df,  # the full table "mixing"
+) -> pd.DataFrame:  # one row a data set: slope over the share, overlap - random, overlap - top confidence, each with corrected standard error; seeds
+    "The mixing experiment in three numbers a data set."
+    mix, control = df[df.quantity == "mix"], df[df.quantity == "control"]
+    slope = mix.groupby(["dataset", "seed"], sort=False)[["level", "value"]].apply(lambda d: np.polyfit(d.level.astype(float), d.value, 1)[0])
+    wide = control.pivot_table(index=["dataset", "seed"], columns="level", values="value", sort=False)
+    each = pd.DataFrame({"slope": slope, **{f"overlap - {c}": wide["overlap"] - wide[c] for c in ("random", "top confidence")}})
+    ratio = df.groupby("dataset")[["n_test", "n_w2s"]].mean().pipe(lambda d: d.n_test / d.n_w2s)
+    rows = [dict(dataset=name, seeds=len(d)) | {k: v for c in d for k, v in ((c, d[c].mean()), (f"{c}_se", corrected_se(d[c].dropna(), ratio[name])))} for name, d in each.groupby("dataset", sort=False)]
+    return pd.DataFrame(rows)
