@@ -34,7 +34,6 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from . import __version__
 from .core import KINDS, PALETTE, Splits, clustered_se, preset as get_preset
 from .data import load_splits
 from .detection import Rules, detect
@@ -306,7 +305,7 @@ def collect(
     if len(versions) > 1: warnings.warn(f"collect: cells of {len(versions)} versions: {', '.join(sorted(versions))}; run all of them again with one", stacklevel=2)
     return pd.concat([p for p in parts if len(p)] or parts, ignore_index=True).sort_values(["dataset", "seed"], kind="stable", ignore_index=True)
 
-
+# %% ../nbs/07_results.ipynb #c020
 def write_full_table(
     df,           # from `collect`, or a summary of it
     name,         # of the table
@@ -318,7 +317,7 @@ def write_full_table(
     with _written(path) as temp: df.to_csv(temp, index=False, float_format="%.5g")
     return path
 
-# %% ../nbs/07_results.ipynb #c024
+# %% ../nbs/07_results.ipynb #c025
 EXPERIMENTS = {"accuracies": "results.accuracies_cell", "mixing": "mixing.mixing_cell", "matching": "matching.matching_cell",
                "scores": "scores.scores_cell", "sweeps": "sweeps.sweep_cell"}
 
@@ -328,7 +327,7 @@ def settings(
 ) -> str:  # such as "0.1.0 embedded 0123456789"
     "What decides a cell's values besides its name: version of the package, preset, and a hash of all of the preset's choices."
     p = get_preset(preset)
-    return f"{__version__} {p.name} {hashlib.sha256(json.dumps(asdict(p), sort_keys=True).encode()).hexdigest()[:10]}"
+    return f"{importlib.import_module('datacentric_w2s').__version__} {p.name} {hashlib.sha256(json.dumps(asdict(p), sort_keys=True).encode()).hexdigest()[:10]}"
 
 
 def cell_function(
@@ -356,7 +355,7 @@ def measure_cell(
     df = cell_function(cell.experiment)(problem, splits, int(cell.seed))
     return df.assign(**{k: v for k, v in dict(n_test=len(problem.test), n_w2s=len(problem.w2s)).items() if k not in df})
 
-# %% ../nbs/07_results.ipynb #c027
+# %% ../nbs/07_results.ipynb #c028
 RULES = {"preset": "preset", "published": "published", "published_selection": "published selection", "quantile": Rules("quantile")}  # column names -> protocols
 
 
@@ -379,7 +378,7 @@ def _kinds(problem, labels, protocol):
     try: return detect(problem, labels, protocol)
     except ValueError: return None
 
-# %% ../nbs/07_results.ipynb #c028
+# %% ../nbs/07_results.ipynb #c029
 def accuracies_cell(
     problem,  # a complete experiment
     splits,   # its texts
@@ -396,7 +395,7 @@ def accuracies_cell(
     row |= {f"teacher_{k}": np.nan if part is None or not (part.kind == k).any() else right[part.kind == k].mean() for k in KINDS}
     return pd.DataFrame([row | dict(n_weak=len(problem.weak), n_val=len(problem.val), n_questions=len(np.unique(t.group)))])
 
-# %% ../nbs/07_results.ipynb #c036
+# %% ../nbs/07_results.ipynb #c037
 def pgr_interval(
     gain,   # (J,) student - weak, one value a seed
     gap,    # (J,) strong - weak, the same seeds
@@ -413,7 +412,7 @@ def pgr_interval(
     root = np.sqrt(max(B**2 - A * C, 0.))
     return tuple(map(float, (a / b, (B - root) / A, (B + root) / A)))
 
-# %% ../nbs/07_results.ipynb #c039
+# %% ../nbs/07_results.ipynb #c040
 def summarise(
     df,  # from the experiment "accuracies"
 ) -> pd.DataFrame:  # one row a data set: means and corrected standard errors (_se), PGR with its interval, density, flags
@@ -447,7 +446,7 @@ def show_summary(
     out["overlap density"] = [_pm(*v) for v in zip(table.density, table.density_se)]
     return pd.DataFrame(out).assign(student=out["student"], **{"student is": table.student_is.to_list(), "remarks": flags}).set_index("data set")
 
-# %% ../nbs/07_results.ipynb #c043
+# %% ../nbs/07_results.ipynb #c044
 def plot_accuracies(
     table,    # from `summarise`
     ax=None,  # matplotlib axes; None = the current ones
@@ -460,10 +459,10 @@ def plot_accuracies(
         ax.errorbar(t[c], t.index + .2 * (1 - k), xerr=2 * t[f"{c}_se"], fmt="o", ms=5, capsize=2, color=PALETTE[k], label=name)
     ax.axvline(.5, color="k", lw=.8, ls=":")
     ax.set(yticks=t.index, yticklabels=t.dataset, xlabel="accuracy on the test split (dotted line at chance)", ylim=(-.6, len(t) - .4))
-    ax.legend(frameon=False, loc="lower right", fontsize=9)
+    ax.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(.5, 1))
     return ax
 
-# %% ../nbs/07_results.ipynb #c050
+# %% ../nbs/07_results.ipynb #c051
 def plot_density_gain(
     table,    # from `summarise`
     ax=None,  # matplotlib axes; None = the current ones
@@ -472,12 +471,13 @@ def plot_density_gain(
     import matplotlib.pyplot as plt
     ax = ax or plt.gca()
     ax.errorbar(table.density, table.gain, xerr=2 * table.density_se, yerr=2 * table.gain_se, fmt="o", ms=5, lw=1, color=PALETTE[0], ecolor="#bbbbbb")
-    for r in table.itertuples(): ax.annotate(r.dataset, (r.density, r.gain), xytext=(4, 4), textcoords="offset points", size=8)
+    for k, r in enumerate(table.sort_values("gain").itertuples()):  # names by turns on either side
+        ax.annotate(r.dataset, (r.density, r.gain), xytext=(5 - 10 * (k % 2), 2), textcoords="offset points", size=8, ha="right" if k % 2 else "left")
     ax.axhline(0, color="k", lw=.8, ls=":")
     ax.set(xlabel="overlap density, as detected (preset's rules)", ylabel="student minus teacher")
     return ax
 
-# %% ../nbs/07_results.ipynb #c054
+# %% ../nbs/07_results.ipynb #c055
 def mixing_summary(
     df,  # the full table "mixing"
 ) -> pd.DataFrame:  # one row a data set: slope over the share, overlap - random, overlap - top confidence, each with corrected standard error; seeds

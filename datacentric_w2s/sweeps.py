@@ -108,7 +108,7 @@ def choices(
     out = pd.DataFrame(rows)
     return out.assign(gain=out.test - out.weak, optimism=out.val - out.test)
 
-# %% ../nbs/02d_sweeps.ipynb #c022
+# %% ../nbs/02d_sweeps.ipynb #c023
 OPTIONS = ("layer", "pooling", "l2", "standardize")
 
 
@@ -118,10 +118,10 @@ def one_change(
     "What each single departure from the preset changes on test, paired by split. Raises ValueError where the preset isn't among the options."
     if not df.groupby(["dataset", "seed"]).preset.any().all(): raise ValueError("one_change: the preset is not among the options of each split; sweep its layer and pooling too")
     base = df[df.preset].set_index(["dataset", "seed"])
-    paired = df.join(base[[*OPTIONS, "test"]], on=["dataset", "seed"], rsuffix="_preset")
+    paired = df.join(base[[*OPTIONS, "test"]].add_suffix("_preset"), on=["dataset", "seed"])
     changed = pd.DataFrame({o: paired[o] != paired[f"{o}_preset"] for o in OPTIONS})
-    single = paired[changed.sum(1) == 1].assign(option=changed.idxmax(axis=1), difference=paired.test - paired.test_preset, ratio=paired.n_test / paired.n_w2s)
-    single["value"] = [str(getattr(r, r.option)) for r in single.itertuples()]
+    single = paired[changed.sum(axis=1) == 1].assign(option=changed.idxmax(axis=1), difference=paired.test - paired.test_preset, ratio=paired.n_test / paired.n_w2s)
+    single["value"] = [f"{v:g}" if isinstance(v := getattr(r, r.option), float) else str(v) for r in single.itertuples()]
     rows = [(*key, d.difference.mean(), corrected_se(d.difference, d.ratio.mean()), d.density.mean(), len(d)) for key, d in single.groupby(["dataset", "option", "value"], sort=False)]
     return pd.DataFrame(rows, columns=["dataset", "option", "value", "difference", "se", "density", "seeds"])
 
@@ -141,5 +141,5 @@ def plot_one_change(
     ax.axvline(0, color="k", lw=.8)
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel="student's accuracy on test, minus the preset's")
     ax.invert_yaxis()
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=9, ncols=4, loc="lower center", bbox_to_anchor=(.5, 1))
     return ax

@@ -14,8 +14,10 @@ RUNS = [  # notebook, parameters: small budgets, since the saved outputs come fr
     ("01b_regret", dict(runs=20, seed=1)),
     ("02_detection", dict(dataset="openbookqa")),
     ("02a_mixing", dict(dataset="openbookqa", seeds=1)),
+    ("02d_sweeps", dict(dataset="openbookqa", seeds=2)),
     ("03_selection", dict(dataset="sciq", seeds=1, rounds=5)),
     ("03_selection", dict(dataset="openbookqa", seeds=1, rounds=5)),
+    ("07_results", dict(datasets="sst2", seeds=2)),
 ]
 
 
