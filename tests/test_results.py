@@ -156,6 +156,7 @@ def test_different_data_sets_have_different_files():
 
 
 def test_collect_is_sorted_and_keeps_types(cells, tmp_path):
+    cells += grid("a", [10], "toy")
     run(cells[::-1], tmp_path)
     df = collect(tmp_path, "toy")
     assert list(df.columns) == ["dataset", "seed", "value", "n", "kind"] and (df.n.dtype, df.seed.dtype, df.value.dtype) == (int, int, float)

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from datacentric_w2s.core import Splits, Texts
-from datacentric_w2s.probes import LinearProbe, new_probe, pseudolabel
-from datacentric_w2s.sweeps import CHOICES, choices, choose, one_change, penalty_sweep, sweep_cell
+from datacentric_w2s.probes import LinearProbe, corrected_se, new_probe, pseudolabel
+from datacentric_w2s.sweeps import CHOICES, choices, choose, one_change, penalty_sweep, sweep_cell, with_strong_view
 from datacentric_w2s.theory import Mixture, mixture_problem
 
 
@@ -70,20 +70,24 @@ def test_another_layer_changes_the_strong_view_only(problem, monkeypatch):
     asked = []
     def seen(txt, model, *, layer, pooling, **_):
         asked.append((layer, pooling, len(txt)))
-        return np.array([[int(t.split()[1]), layer] for t in txt], np.float32) + np.random.default_rng(layer).normal(size=(len(txt), 2)).astype(np.float32)
+        return np.array([[int(t.split()[1]), int(t.split()[1]) % 7 - layer] for t in txt], np.float32)
     monkeypatch.setattr("datacentric_w2s.activations.activations", seen)
     df = sweep_cell(problem, splits, 0, layers=(problem.preset.strong_layer, 7), poolings=("last", "mean"))
     rows = sizes[-1] - 10
     assert asked == [(0, "mean", rows), (7, "last", rows), (7, "mean", rows)] and df.preset.sum() == 1
     pd.testing.assert_frame_equal(df[(df.layer == 0) & (df.pooling == "last")].reset_index(drop=True), cell(problem))
     assert df.weak.nunique() == 1
+    seen_at_7 = with_strong_view(problem, splits, 7, "last")
+    for k, first in zip(("w2s", "val", "test"), sizes[1:]): assert list(getattr(seen_at_7, k).x_strong[:, 0]) == list(first + np.arange(len(getattr(problem, k))))
 
 
 def test_one_change_is_paired_with_its_own_split():
     rng = np.random.default_rng(0)
     rows = [("a", s, l, "last", .1, t, rng.random(), l == 20 and t) for s in range(4) for l in (5, 20) for t in (False, True)]
     df = pd.DataFrame(rows, columns=["dataset", "seed", "layer", "pooling", "l2", "standardize", "test", "preset"]).assign(density=.1, n_test=3, n_w2s=9)
-    got = one_change(df).set_index("value").difference
+    made = one_change(df).set_index("value")
+    got = made.difference
     at = lambda l, t: df[(df.layer == l) & (df.standardize == t)].test.to_numpy()
     assert got.to_dict() == pytest.approx({"5": (at(5, True) - at(20, True)).mean(), "False": (at(20, False) - at(20, True)).mean()})
+    assert made.se["5"] == pytest.approx(corrected_se(at(5, True) - at(20, True), 1 / 3))
     with pytest.raises(ValueError, match="preset is not among"): one_change(df[~((df.seed == 1) & df.preset)])
