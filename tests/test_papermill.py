@@ -13,12 +13,14 @@ RUNS = [  # notebook, parameters: small budgets, since the saved outputs come fr
     ("01_theory", dict(runs=20)),
     ("01a_rates", dict(runs=20, seed=1)),
     ("01b_regret", dict(runs=20, seed=1)),
+    ("02_detection", dict(dataset="openbookqa", redraws=2, draws=2, plants=1)),
     ("02a_mixing", dict(dataset="openbookqa", seeds=1, draws=1)),
     ("02a_mixing", dict(dataset="sst2", seeds=2, draws=1, protocol="published")),
     ("02c_scores", dict(dataset="openbookqa", seeds=1, mixtures=1)),
-    ("02_detection", dict(dataset="openbookqa", redraws=2, draws=2, plants=1)),
+    ("02d_sweeps", dict(dataset="openbookqa", seeds=2)),
     ("03_selection", dict(dataset="sciq", seeds=1, rounds=5)),
     ("03_selection", dict(dataset="openbookqa", seeds=1, rounds=5)),
+    ("07_results", dict(datasets="sst2", seeds=2)),
 ]
 
 
