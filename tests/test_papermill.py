@@ -14,6 +14,7 @@ RUNS = [  # notebook, parameters: small budgets, since the saved outputs come fr
     ("01b_regret", dict(runs=20, seed=1)),
     ("02_detection", dict(dataset="openbookqa")),
     ("02a_mixing", dict(dataset="openbookqa", seeds=1)),
+    ("02b_matching", dict(dataset="openbookqa", seeds=2, draws=2, subsets=8)),
     ("03_selection", dict(dataset="sciq", seeds=1, rounds=5)),
     ("03_selection", dict(dataset="openbookqa", seeds=1, rounds=5)),
 ]
