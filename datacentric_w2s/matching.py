@@ -410,7 +410,7 @@ def auc(
     n = truth.sum()
     return float((rankdata(score)[truth].mean() - (n + 1) / 2) / (len(truth) - n)) if 0 < n < len(truth) else float("nan")
 
-# %% ../nbs/02b_matching.ipynb #c057
+# %% ../nbs/02b_matching.ipynb #c058
 def resplit(
     views: Views,  # rows with both views
     preset,        # its sizes, which must be shares of the questions
@@ -423,7 +423,7 @@ def resplit(
     weak, w2s, val, test = (views[np.flatnonzero(np.searchsorted(np.cumsum(preset.sizes)[:3], place, side="right") == k)] for k in range(4))
     return Problem(Labelled(weak.x_weak, weak.y), w2s, val, test, preset)
 
-# %% ../nbs/02b_matching.ipynb #c058
+# %% ../nbs/02b_matching.ipynb #c059
 def planted_study(
     views: Views,  # rows of a real problem: the background
     preset,        # whose sizes the splits have
@@ -436,7 +436,7 @@ def planted_study(
     redraws=10,    # splits of the same rows
     subsets=20,    # row sets of each regression; 0 = no regression
 ) -> pd.DataFrame:  # design, redraw, value, n, n_test, n_w2s
-    "One planted truth, splits redrawn: matched difference and regression slope with true kinds, matched difference with the published score."
+    "One planted truth, splits redrawn: matched difference with true kinds and with the published score, on all and on truly hard test rows; regression slope."
     rng = np.random.default_rng([seed, 11])
     truth = plant(views, draw_patterns(views, rng, effect_easy=effect_easy, effect_hard=effect_hard, components=components), shares, rng)
     out = []
@@ -445,20 +445,25 @@ def planted_study(
         labels = pseudolabel(new_probe(preset).fit(p.weak.x, p.weak.y), p.w2s.x_weak)
         for name, part in (("true kinds", known_partition(p.w2s.kind, labels)), ("published score", detect(p, labels, score_rules(p, "published")))):
             pairs = matched_pairs(part, labels)
-            out.append((f"matched, {name}", r, pair_hits(p, labels, pairs).mean(), len(pairs), len(p.test), len(p.w2s)))
+            hits = pair_hits(p, labels, pairs)
+            for on, at in (("", slice(None)), (", hard test rows", p.test.kind == "hard")):
+                out.append((f"matched, {name}{on}", r, hits[at].mean(), len(pairs), len(p.test), len(p.w2s)))
             if name == "true kinds" and subsets and _most(_cells(part, labels)) >= 6:
                 found = composition_regression(p, part, labels, subsets=subsets, seed=r)
                 out.append(("regression, true kinds", r, found.slope[0], found.n[0], len(p.test), len(p.w2s)))
     return pd.DataFrame(out, columns=["design", "redraw", "value", "n", "n_test", "n_w2s"])
 
-# %% ../nbs/02b_matching.ipynb #c076
+# %% ../nbs/02b_matching.ipynb #c077
 def pool(
     mean,  # (k,) one estimate a data set
     se,    # (k,) their standard errors, above 0
+    *,
+    size=None,  # (k,) their test rows: the errors are then smoothed to fall as 1 / sqrt(size); None = taken as they are
 ) -> tuple:  # `Difference` with k - 1 degrees of freedom, and tau, the standard deviation between data sets
     "Random-effects mean (DerSimonian and Laird) with Knapp and Hartung's error, never below the plain one. Raises ValueError for fewer than two estimates."
     mean, se = np.asarray(mean, float), np.asarray(se, float)
     if len(mean) < 2 or not (se > 0).all(): raise ValueError(f"pool: got {len(mean)} estimates with standard errors {se.round(4).tolist()}, wanted at least two, all with an error above 0")
+    if size is not None: se = np.sqrt(np.mean(se**2 * size) / np.asarray(size, float))
     w = 1 / se**2
     q = np.sum(w * (mean - np.average(mean, weights=w))**2)
     tau2 = max(0., (q - len(mean) + 1) / (w.sum() - np.sum(w**2) / w.sum()))

@@ -235,3 +235,9 @@ def test_a_study_keeps_its_truth_and_its_splits_are_disjoint():
     options = dict(effect_easy=1., effect_hard=2., shares=(1, 1, 1), redraws=2, subsets=6)
     pd.testing.assert_frame_equal(planted_study(views, wide, 5, **options), planted_study(views, wide, 5, **options))
     with pytest.raises(ValueError, match="shares of the questions"): resplit(views, preset("paper"), 0)
+
+
+def test_smoothed_errors_do_not_let_a_lucky_one_rule():
+    lucky, _ = pool([.05, 0, 0], [1e-4, .02, .02], size=[300, 300, 300])
+    assert lucky.mean == pytest.approx(.05 / 3) and pool([.05, 0, 0], [1e-4, .02, .02])[0].mean > .02
+    assert pool([.1, .3], [.01, .01], size=[100, 300])[0].mean == pytest.approx(.2, abs=.06)
