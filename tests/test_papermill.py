@@ -16,6 +16,7 @@ RUNS = [  # notebook, parameters: small budgets, since the saved outputs come fr
     ("02_detection", dict(dataset="openbookqa", redraws=2, draws=2, plants=1)),
     ("02a_mixing", dict(dataset="openbookqa", seeds=1, draws=1)),
     ("02a_mixing", dict(dataset="sst2", seeds=2, draws=1, protocol="published")),
+    ("02b_matching", dict(dataset="openbookqa", seeds=2, draws=2, subsets=8)),
     ("02c_scores", dict(dataset="openbookqa", seeds=1, mixtures=1)),
     ("02d_sweeps", dict(dataset="openbookqa", seeds=2)),
     ("03_selection", dict(dataset="sciq", seeds=1, rounds=5)),
