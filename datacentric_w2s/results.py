@@ -318,7 +318,7 @@ def write_full_table(
     return path
 
 # %% ../nbs/07_results.ipynb #c025
-EXPERIMENTS = {"accuracies": "results.accuracies_cell", "mixing": "mixing.mixing_cell", "matching": "matching.matching_cell",
+EXPERIMENTS = {"accuracies": "results.accuracies_cell", "detection": "detection.detection_cell", "mixing": "mixing.mixing_cell", "matching": "matching.matching_cell",
                "scores": "scores.scores_cell", "sweeps": "sweeps.sweep_cell"}
 
 
