@@ -48,10 +48,10 @@ def _newton(z, y, l2, w, b, tol=1e-6, max_iter=200):
         p = expit(u)
         grad = np.append((p - y) @ z / n + 2 * l2 * w, np.mean(p - y))
         last, norm = norm, float(np.linalg.norm(grad))
-        if norm <= tol: break
         if i == 0 or norm > keep * last: factor = _factor(z, p * (1 - p) / n, l2)
         step = -cho_solve(factor, grad, check_finite=False)
         du, slope, t = z @ step[:-1] + step[-1], grad @ step, 1.
+        if norm <= tol and -slope <= 1e-8 * f: break
         room = 1e-14 * (1 + f)  # rounding must not stop a step
         while (f_new := _loss(u + t * du, y, w + t * step[:-1], l2)) > f + 1e-4 * t * slope + room and t > 1e-8: t /= 2
         w, b, u, f = w + t * step[:-1], b + t * step[-1], u + t * du, f_new
