@@ -202,10 +202,10 @@ def _cut(rows_of_group, sizes):
 
 # %% ../nbs/00b_data.ipynb #c026
 def _published_order(rows_of_group, sizes, seed):
-    "Groups in the order val, test, pool: the same three sets for every seed, which only shuffles the pool; and the sizes val, test, half the pool, half the pool"
+    "Groups in the order val, test, pool, of which the seed shuffles the pool only; and the sizes val, test, half the pool, half the pool"
     weak, w2s, val, test = sizes
     fixed = np.random.default_rng(0).permutation(len(rows_of_group))
-    (_, b, _), (_, c, _) = _cut(rows_of_group[fixed], (val, test, weak + w2s))[1:]
+    (_, b, _), (_, c, _) = _cut(rows_of_group[fixed], (val, test, weak + w2s if isinstance(weak, float) else weak + w2s + int(rows_of_group.max()) - 1))[1:]
     half = (weak + w2s) // 2 if isinstance(weak, (int, np.integer)) else (weak + w2s) / 2
     return np.concatenate([fixed[:b], np.random.default_rng(seed).permutation(fixed[b:c]), fixed[c:]]), (val, test, half, half)
 
@@ -214,7 +214,7 @@ def split_texts(
     texts,   # `Texts`
     sizes,   # weak, w2s, val, test: shares of the questions (floats) or numbers of rows (ints)
     seed=0,  # of the permutation of the questions
-    protocol="redrawn",  # "redrawn": all four sets hang on the seed; "published": only which half of the training pool is weak and which is w2s
+    protocol="redrawn",  # "redrawn": all four sets hang on the seed; "published": only which half of the training pool (weak + w2s) is weak and which is w2s
 ) -> Splits:  # four disjoint sets
     "Split texts by question. Raises ValueError where there are fewer rows than the splits need, or a split has one class only."
     if protocol not in ("redrawn", "published"): raise ValueError(f"protocol: got {protocol!r}, wanted 'redrawn' or 'published'")

@@ -430,6 +430,7 @@ def plot_threshold_map(
 _MEASURES = [  # name, column, quantity and level of what is subtracted from what
     ("student - teacher", "value", ("accuracy", "student of all rows"), ("accuracy", "weak")),
     ("share 1 - share 0", "value", ("mix", "1.0"), ("mix", "0.0")),
+    ("slope over the share", "value", None, None),
     ("overlap - random", "value", ("control", "overlap"), ("control", "random")),
     ("overlap - top confidence", "value", ("control", "overlap"), ("control", "top confidence")),
     ("overlap - easy", "value", ("control", "overlap"), ("control", "easy")),
@@ -440,6 +441,12 @@ _MEASURES = [  # name, column, quantity and level of what is subtracted from wha
     ("hard test rows: equally right overlap - easy", "hard", ("control", "overlap, equally right"), ("control", "easy, equally right"))]
 
 
+def _slope(curves):
+    "Least-squares slope of each row over the shares that are its columns' names"
+    x = curves.columns.astype(float) - np.mean(curves.columns.astype(float))
+    return curves @ (x / (x @ x))
+
+
 def mixing_summary(
     cells,  # `mixing_cell`s with columns dataset and seed, as `full_table("mixing")`
 ) -> pd.DataFrame:  # one row a data set and measure: dataset, measure, mean, se (corrected), splits, n_test
@@ -448,7 +455,7 @@ def mixing_summary(
     for dataset, d in cells.groupby("dataset", sort=False):
         for name, column, a, b in _MEASURES:
             wide = d.pivot(index="seed", columns=["quantity", "level"], values=column)
-            diff = (wide[a] - wide[b]).dropna()
+            diff = (_slope(wide["mix"]) if name.startswith("slope") else wide[a] - wide[b]).dropna()
             out.append((dataset, name, diff.mean(), corrected_se(diff, float((d.n_test / d.n_w2s).mean())), len(diff), float(d.n_test.mean())))
     return pd.DataFrame(out, columns=["dataset", "measure", "mean", "se", "splits", "n_test"])
 

@@ -44,14 +44,14 @@ def _newton(z, y, l2, w, b, tol=1e-6, max_iter=200):
     u = z @ w + b
     f = _loss(u, y, w, l2)
     if f > np.log(2): w, b, u, f = 0 * w, 0., 0 * u, np.log(2)  # a start worse than zero is none: far out the Hessian vanishes
-    for i in range(max_iter):
+    for i in range(max_iter + 1):
         p = expit(u)
         grad = np.append((p - y) @ z / n + 2 * l2 * w, np.mean(p - y))
         last, norm = norm, float(np.linalg.norm(grad))
         if i == 0 or norm > keep * last: factor = _factor(z, p * (1 - p) / n, l2)
         step = -cho_solve(factor, grad, check_finite=False)
         du, slope, t = z @ step[:-1] + step[-1], grad @ step, 1.
-        if norm <= tol and -slope <= 1e-8 * f: break
+        if i == max_iter or norm <= tol and -slope <= 1e-8 * f: break
         room = 1e-14 * (1 + f)  # rounding must not stop a step
         while (f_new := _loss(u + t * du, y, w + t * step[:-1], l2)) > f + 1e-4 * t * slope + room and t > 1e-8: t /= 2
         w, b, u, f = w + t * step[:-1], b + t * step[-1], u + t * du, f_new
@@ -96,9 +96,11 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         "Fit the probe. Raises ValueError for one class only, labels outside [0, 1], or l2 <= 0."
         x, y = _checked(x, y, self.l2)
         mean, scale = _scaling(x, self.standardize)
-        w, b = (np.zeros(x.shape[1]), 0.) if start is None else (start.coef_ * scale, start.intercept_ + start.coef_ @ mean)
-        w, b, self.kkt_, self.n_iter_ = _minimise((x - mean) / scale if self.standardize else x, y, self.l2, w, b)
-        if self.kkt_ > 1e-6: warnings.warn(f"LinearProbe: gradient norm {self.kkt_:.1e} after {self.n_iter_} steps; standardize=True or a larger l2 may help", ConvergenceWarning)
+        z, zero = (x - mean) / scale if self.standardize else x, (np.zeros(x.shape[1]), 0.)
+        for w, b in [zero] if start is None else [(start.coef_ * scale, start.intercept_ + start.coef_ @ mean), zero]:  # from a bad start Newton may stall
+            w, b, self.kkt_, self.n_iter_ = _minimise(z, y, self.l2, w, b)
+            if self.kkt_ <= 1e-6 and self.n_iter_ < 200: break
+        if self.kkt_ > 1e-6 or self.n_iter_ == 200: warnings.warn(f"LinearProbe: gradient norm {self.kkt_:.1e} after {self.n_iter_} steps; standardize=True or a larger l2 may help", ConvergenceWarning)
         self.coef_, self.classes_, self.n_features_in_ = w / scale, np.array([0, 1]), x.shape[1]
         self.intercept_ = float(b - self.coef_ @ mean)
         return self

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'RULES', 'Cell', 'write_cell', 'read_cell', 'run_cells', 'grid', 'collect', 'write_full_table',
            'settings', 'cell_function', 'measure_cell', 'length_rule', 'accuracies_cell', 'pgr_interval', 'summarise',
-           'show_summary', 'plot_accuracies', 'plot_density_gain', 'mixing_summary']
+           'show_summary', 'plot_accuracies', 'plot_density_gain']
 
 # %% ../nbs/07_results.ipynb #c003
 import hashlib
@@ -31,6 +31,7 @@ from time import perf_counter
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -295,7 +296,9 @@ def collect(
     "One table from all cells of an experiment. Warns of files that are damaged or of mixed versions; raises FileNotFoundError where there is none."
     parts, versions = [], set()
     for path in sorted((Path(folder) / experiment).glob("*.csv")):
-        try: df, about = read_cell(path, dict(experiment=experiment))
+        try:
+            df, about = read_cell(path)
+            if about.get("experiment") != experiment: raise ValueError(f"{path.name}: made from another recipe, with experiment = {about.get('experiment')!r}")
         except (ValueError, KeyError, TypeError) as e:
             warnings.warn(f"{e}; left out", stacklevel=2)
             continue
@@ -325,7 +328,7 @@ EXPERIMENTS = {"accuracies": "results.accuracies_cell", "detection": "detection.
 def settings(
     preset="embedded",  # name of a preset, or a `Preset`
 ) -> str:  # such as "0.1.0 embedded 0123456789"
-    "What decides a cell's values besides its name: version of the package, preset, and a hash of all of the preset's choices."
+    "Version of the package, preset, and a hash of all of its choices. It does not see edits of the code within one version: use another folder after those."
     p = get_preset(preset)
     return f"{importlib.import_module('datacentric_w2s').__version__} {p.name} {hashlib.sha256(json.dumps(asdict(p), sort_keys=True).encode()).hexdigest()[:10]}"
 
@@ -396,16 +399,21 @@ def accuracies_cell(
     return pd.DataFrame([row | dict(n_weak=len(problem.weak), n_val=len(problem.val), n_questions=len(np.unique(t.group)))])
 
 # %% ../nbs/07_results.ipynb #c037
+def _quantile(seeds): return float(student_t.ppf(.975, seeds - 1))  # two-sided 95 % of a mean over seeds; nan for one
+
+
 def pgr_interval(
     gain,   # (J,) student - weak, one value a seed
     gap,    # (J,) strong - weak, the same seeds
     ratio,  # test rows / w2s rows of each seed; 0 for independent draws
     *,
-    z=2.,   # half-width in standard errors
-) -> tuple:  # PGR, its lower and upper end; three nan where the gap is not more than z standard errors above zero
-    "Ratio of mean gain to mean gap with Fieller's interval, the covariance corrected after Nadeau and Bengio. Raises ValueError for fewer than two seeds."
+    z=None,  # half-width in standard errors; None = Student's 97.5 % quantile, J - 1 degrees of freedom
+) -> tuple:  # PGR, its lower and upper end; three nan where the gap is not more than z standard errors above zero, or there is one seed only
+    "Ratio of mean gain to mean gap with Fieller's interval, the covariance corrected after Nadeau and Bengio. Raises ValueError where gains and gaps don't fit together."
     gain, gap = np.asarray(gain, float), np.asarray(gap, float)
-    if gain.shape != gap.shape or gain.ndim != 1 or len(gain) < 2: raise ValueError(f"pgr_interval: got gains {gain.shape} and gaps {gap.shape}, wanted one value a seed, two seeds at least")
+    if gain.shape != gap.shape or gain.ndim != 1: raise ValueError(f"pgr_interval: got gains {gain.shape} and gaps {gap.shape}, wanted one value a seed")
+    if len(gain) < 2: return (float("nan"),) * 3
+    z = _quantile(len(gain)) if z is None else z
     a, b, v = gain.mean(), gap.mean(), z**2 * (1 / len(gain) + ratio) * np.cov(gain, gap)
     if not (b > 0 and b**2 > v[1, 1]): return (float("nan"),) * 3
     A, B, C = b**2 - v[1, 1], a * b - v[0, 1], a**2 - v[0, 0]
@@ -422,11 +430,11 @@ def summarise(
         ratio = (d.n_test / d.n_w2s).mean()
         d = d.assign(over_length=d.weak - d.length, density=d.overlap_preset)
         row = dict(dataset=name, seeds=len(d), n_test=d.n_test.mean())
-        for c in ("weak", "student", "strong", "gain", "gap", "length", "over_length", "density"): row |= {c: d[c].mean(), f"{c}_se": corrected_se(d[c], ratio)}
-        above = lambda c, at=0.: row[c] - at > 2 * row[f"{c}_se"]
+        for c in ("weak", "student", "strong", "gain", "gap", "over_length", "density"): row |= {c: d[c].mean(), f"{c}_se": corrected_se(d[c].dropna(), ratio)}
+        above = lambda c, at=0., sign=1: sign * (row[c] - at) > _quantile(len(d)) * row[f"{c}_se"]
         row |= dict(zip(("pgr", "pgr_low", "pgr_high"), pgr_interval(d.gain, d.gap, ratio)))
-        row |= dict(weak_at_chance=not above("weak", .5), strong_at_chance=not above("strong", .5), no_better_than_length=not above("over_length"),
-                    student_is="above" if above("gain") else "below" if row["gain"] < -2 * row["gain_se"] else "not told apart")
+        row |= dict(weak_at_chance=not above("weak", .5), strong_at_chance=not above("strong", .5), length="teacher above" if above("over_length") else "teacher below" if above("over_length", sign=-1) else "not told apart",
+                    student_is="above" if above("gain") else "below" if above("gain", sign=-1) else "not told apart")
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -438,7 +446,7 @@ def show_summary(
     table,  # from `summarise`
 ) -> pd.DataFrame:  # the same for reading: a mean and, in brackets, its corrected standard error; PGR with its interval
     "The table over data sets as text."
-    flags = [", ".join(what for what, on in (("teacher at chance", r.weak_at_chance), ("ceiling at chance", r.strong_at_chance), ("teacher no better than length", r.no_better_than_length)) if on)
+    flags = [", ".join(what for what, on in (("teacher at chance", r.weak_at_chance), ("ceiling at chance", r.strong_at_chance), ("teacher below length", r.length == "teacher below"), ("teacher not told apart from length", r.length == "not told apart")) if on)
              for r in table.itertuples()]
     out = {"data set": [f"{r.dataset} ({r.n_test:.0f} x {r.seeds})" for r in table.itertuples()]}
     out |= {c: [_pm(*v) for v in zip(table[c], table[f"{c}_se"])] for c in ("weak", "student", "strong", "gain")}
@@ -472,20 +480,7 @@ def plot_density_gain(
     ax = ax or plt.gca()
     ax.errorbar(table.density, table.gain, xerr=2 * table.density_se, yerr=2 * table.gain_se, fmt="o", ms=5, lw=1, color=PALETTE[0], ecolor="#bbbbbb")
     for k, r in enumerate(table.sort_values("gain").itertuples()):  # names by turns on either side
-        ax.annotate(r.dataset, (r.density, r.gain), xytext=(5 - 10 * (k % 2), 2), textcoords="offset points", size=8, ha="right" if k % 2 else "left")
+        ax.annotate(r.dataset.split("@")[0], (r.density, r.gain), xytext=(5 - 10 * (k % 2), 2), textcoords="offset points", size=8, ha="right" if k % 2 else "left")
     ax.axhline(0, color="k", lw=.8, ls=":")
     ax.set(xlabel="overlap density, as detected (preset's rules)", ylabel="student minus teacher")
     return ax
-
-# %% ../nbs/07_results.ipynb #c055
-def mixing_summary(
-    df,  # the full table "mixing"
-) -> pd.DataFrame:  # one row a data set: slope over the share, overlap - random, overlap - top confidence, each with corrected standard error; seeds
-    "The mixing experiment in three numbers a data set."
-    mix, control = df[df.quantity == "mix"], df[df.quantity == "control"]
-    slope = mix.groupby(["dataset", "seed"], sort=False)[["level", "value"]].apply(lambda d: np.polyfit(d.level.astype(float), d.value, 1)[0])
-    wide = control.pivot_table(index=["dataset", "seed"], columns="level", values="value", sort=False)
-    each = pd.DataFrame({"slope": slope, **{f"overlap - {c}": wide["overlap"] - wide[c] for c in ("random", "top confidence")}})
-    ratio = df.groupby("dataset")[["n_test", "n_w2s"]].mean().pipe(lambda d: d.n_test / d.n_w2s)
-    rows = [dict(dataset=name, seeds=len(d)) | {k: v for c in d for k, v in ((c, d[c].mean()), (f"{c}_se", corrected_se(d[c].dropna(), ratio[name])))} for name, d in each.groupby("dataset", sort=False)]
-    return pd.DataFrame(rows)

@@ -8,6 +8,7 @@ __all__ = ['L2S', 'LAYERS', 'POOLINGS', 'CHOICES', 'OPTIONS', 'penalty_sweep', '
 
 # %% ../nbs/02d_sweeps.ipynb #c003
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -68,7 +69,7 @@ def sweep_cell(
     splits: Splits,    # its texts
     seed,              # of the split; nothing here is drawn
     *,
-    layers=LAYERS,      # of the strong model
+    layers=LAYERS,      # of the strong model; the preset's comes with them
     poolings=POOLINGS,  # likewise
 ) -> pd.DataFrame:  # one row an option: layer, pooling, l2, standardize, val, agreement, test, density, weak (the teacher's accuracy on test), preset (whether it is the preset)
     "Students of all layers, poolings and penalties, one teacher. Raises what `activations` raises."
@@ -76,8 +77,8 @@ def sweep_cell(
     teacher = new_probe(p).fit(problem.weak.x, problem.weak.y)
     labels, weak = pseudolabel(teacher, problem.w2s.x_weak), np.mean(teacher.predict(problem.test.x_weak) == problem.test.y)
     out = []
-    for layer in layers:
-        for pooling in poolings:
+    for layer in dict.fromkeys([*layers, p.strong_layer]):
+        for pooling in dict.fromkeys([*poolings, p.strong_pooling]):
             seen = with_strong_view(problem, splits, layer, pooling)
             l2s = sorted({*L2S, p.l2}, reverse=True)
             out.append(penalty_sweep(seen, teacher, l2s=l2s).assign(layer=layer, pooling=pooling, density=_density(seen, labels)))
@@ -135,8 +136,8 @@ def plot_one_change(
     ax = ax or plt.gca()
     order = df.drop_duplicates(["option", "value"]).assign(rank=lambda d: d.option.map(OPTIONS.index)).sort_values("rank", kind="stable")
     names = [f"{r.option} {r.value}" for r in order.itertuples()]
-    for k, ((name, d), c) in enumerate(zip(df.groupby("dataset", sort=False), PALETTE)):
-        y = np.array([names.index(f"{r.option} {r.value}") for r in d.itertuples()]) + .25 * (k - (df.dataset.nunique() - 1) / 2)
+    for k, ((name, d), c) in enumerate(zip(df.groupby("dataset", sort=False), cycle(PALETTE))):
+        y = np.array([names.index(f"{r.option} {r.value}") for r in d.itertuples()]) + min(.25, .8 / df.dataset.nunique()) * (k - (df.dataset.nunique() - 1) / 2)
         ax.errorbar(d.difference, y, xerr=2 * d.se, fmt="o", ms=4, capsize=2, color=c, label=name)
     ax.axvline(0, color="k", lw=.8)
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel="student's accuracy on test, minus the preset's")
