@@ -238,7 +238,7 @@ def detectable(
     target=.8,      # wanted power
     level=.05,      # of the two-sided test
 ) -> float:  # the smallest true difference that is seen with that power
-    "The smallest difference that a design can see."
+    "The smallest difference that a design can see, if its standard error is the one that was estimated."
     return float(d.se * brentq(lambda e: power(e, d.df, level) - target, 0, 1e4))
 
 # %% ../nbs/02b_matching.ipynb #c029

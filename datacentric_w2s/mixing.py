@@ -443,7 +443,8 @@ _MEASURES = [  # name, column, quantity and level of what is subtracted from wha
 
 def _slope(curves):
     "Least-squares slope of each row over the shares that are its columns' names"
-    x = curves.columns.astype(float) - np.mean(curves.columns.astype(float))
+    x = curves.columns.to_numpy(float)
+    x = x - x.mean()
     return curves @ (x / (x @ x))
 
 

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from .core import Partition, Problem, Pseudolabels
 from .detection import detect, overlap_score
+from .matching import auc
 from .mixing import student_accuracy
 from .probes import corrected_se, evaluate, new_probe, topological_filter
 
@@ -373,7 +374,7 @@ def score_auc(
     positive = np.asarray(positive, bool)
     m, n = positive.sum(), (~positive).sum()
     if not m or not n: raise ValueError(f"score_auc: got {m} positive and {n} other rows, wanted some of each")
-    return float((rankdata(score)[positive].sum() - m * (m + 1) / 2) / (m * n))
+    return auc(score, positive)
 
 # %% ../nbs/02c_scores.ipynb #c063
 def over_data_sets(
