@@ -326,7 +326,7 @@ def _half_teachers(problem, group, seed):
     first = np.random.default_rng([seed, 2]).permutation(len(names)) < len(names) / 2
     return [pseudolabel(new_probe(problem.preset).fit(problem.weak.x[h], problem.weak.y[h]), problem.w2s.x_weak) for h in (first[code], ~first[code])]
 
-# %% ../nbs/02_detection.ipynb #c055
+# %% ../nbs/02_detection.ipynb #c056
 def kinds_table(
     partition: Partition,        # of n rows
     pseudolabels: Pseudolabels,  # the teacher's, of the same rows
@@ -338,7 +338,7 @@ def kinds_table(
     return pd.DataFrame(dict(row=views.ids, question=views.group, kind=partition.kind, confidence=partition.conf, score=partition.score,
                              pseudolabel=pseudolabels.label, gold=views.y))
 
-# %% ../nbs/02_detection.ipynb #c056
+# %% ../nbs/02_detection.ipynb #c057
 _STYLE = """<style>.kinds-page{overflow:auto;max-height:24em;margin:.5em 0}.kinds-page table{border-collapse:collapse;font-size:.85em}
 .kinds-page td,.kinds-page th{padding:.15em .6em;text-align:right;border-bottom:1px solid #8884}.kinds-page td.t{text-align:left}
 .kinds-page th button{font:inherit;font-weight:bold;background:none;border:0;color:inherit;cursor:pointer}
@@ -366,7 +366,7 @@ find.addEventListener("input", () => {
 });
 })();</script>"""
 
-# %% ../nbs/02_detection.ipynb #c057
+# %% ../nbs/02_detection.ipynb #c058
 @dataclass(frozen=True, repr=False)
 class KindPage:
     "A table in HTML that sorts and filters itself; shows itself in a notebook."
@@ -386,7 +386,7 @@ class KindPage:
         Path(path).write_text(page, encoding="utf-8")
         return Path(path)
 
-# %% ../nbs/02_detection.ipynb #c058
+# %% ../nbs/02_detection.ipynb #c059
 def kind_page(
     df: pd.DataFrame,  # from `kinds_table`, or some rows of it
     texts=None,        # the texts of these rows, in order; None = ids alone, as licences ask where the page is published
@@ -407,7 +407,7 @@ def kind_page(
     if path is not None: page.save(path)
     return page
 
-# %% ../nbs/02_detection.ipynb #c062
+# %% ../nbs/02_detection.ipynb #c063
 def strong_map(
     x,          # (n, d) strong features
     how="pca",  # "pca", or "umap" where umap-learn is installed
@@ -439,7 +439,7 @@ def plot_map(
     ax.legend(frameon=False, markerscale=2)
     return ax
 
-# %% ../nbs/02_detection.ipynb #c063
+# %% ../nbs/02_detection.ipynb #c064
 def neighbour_purity(
     x,     # (n, d) where the rows lie
     kind,  # (n,) their kinds
@@ -452,7 +452,7 @@ def neighbour_purity(
     at = {name: kind == name for name in KINDS if (kind == name).any()}
     return pd.DataFrame([(name, (m.sum() - 1) / (len(kind) - 1), own[m].mean()) for name, m in at.items()], columns=["kind", "chance", "purity"])
 
-# %% ../nbs/02_detection.ipynb #c068
+# %% ../nbs/02_detection.ipynb #c069
 def detection_quality(
     partition: Partition,  # detected kinds
     kind,                  # (n,) true kinds

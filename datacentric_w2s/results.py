@@ -439,7 +439,7 @@ def summarise(
     return pd.DataFrame(rows)
 
 
-def _pm(mean, se): return f"{mean:.3f} ({se:.3f})"
+def _pm(mean, se): return f"{mean:.3f} ({se:.3f})" if mean == mean else "-"
 
 
 def show_summary(
@@ -480,7 +480,7 @@ def plot_density_gain(
     ax = ax or plt.gca()
     ax.errorbar(table.density, table.gain, xerr=2 * table.density_se, yerr=2 * table.gain_se, fmt="o", ms=5, lw=1, color=PALETTE[0], ecolor="#bbbbbb")
     for k, r in enumerate(table.sort_values("gain").itertuples()):  # names by turns on either side
-        ax.annotate(r.dataset.split("@")[0], (r.density, r.gain), xytext=(5 - 10 * (k % 2), 2), textcoords="offset points", size=8, ha="right" if k % 2 else "left")
+        ax.annotate(r.dataset.split("@")[0], (r.density, r.gain), xytext=(5 - 10 * (k % 2), 7 - 8 * (k // 2 % 2)), textcoords="offset points", size=8, ha="right" if k % 2 else "left")
     ax.axhline(0, color="k", lw=.8, ls=":")
     ax.set(xlabel="overlap density, as detected (preset's rules)", ylabel="student minus teacher")
     return ax
