@@ -440,7 +440,7 @@ _MEASURES = [  # name, column, quantity and level of what is subtracted from wha
     ("hard test rows: overlap - random", "hard", ("control", "overlap"), ("control", "random")),
     ("hard test rows: equally right overlap - easy", "hard", ("control", "overlap, equally right"), ("control", "easy, equally right"))]
 
-
+# %% ../nbs/02a_mixing.ipynb #c072
 def _slope(curves):
     "Least-squares slope of each row over the shares that are its columns' names"
     x = curves.columns.to_numpy(float)
