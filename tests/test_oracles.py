@@ -106,7 +106,7 @@ def test_student_beats_its_teacher_with_overlap_and_not_without(n_overlap, gains
     assert (np.mean(gain) > .08) == gains and (gains or np.mean(gain) < .03)
 
 
-@given(overlap=st.integers(2, 30), rest=st.integers(2, 30), share=st.floats(0, 1))
+@given(overlap=st.integers(3, 30), rest=st.integers(3, 30), share=st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
 def test_mixes_hold_exactly_n_rows(overlap, rest, share):
     kind = np.repeat(["overlap", "easy"], [overlap, rest])
