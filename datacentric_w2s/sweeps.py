@@ -28,7 +28,7 @@ def penalty_sweep(
     l2s=L2S,                     # penalties of the student
     standardize=(False, True),   # of the student's features
 ) -> pd.DataFrame:  # one row an option: l2, standardize, val and test (accuracies), agreement (with the teacher on val)
-    "Students of all penalties on one view of the rows. Raises what `LinearProbe.fit` raises."
+    "Students of all penalties on one view of the rows. Raises what fitting a `LinearProbe` raises."
     labels, on_val, out = pseudolabel(teacher, problem.w2s.x_weak), teacher.predict(problem.val.x_weak), []
     for s in standardize:
         student = None

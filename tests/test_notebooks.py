@@ -168,6 +168,15 @@ def test_exported_code_uses_no_parameter(path):
     assert not names & (used(top) - {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()})
 
 
+@each_notebook
+def test_no_link_to_a_method(path):
+    "nbdev makes a link of each `Class.method`, and the site has entries for functions and classes only"
+    classes = [o for m in MODULES for n, o in vars(importlib.import_module(f"datacentric_w2s.{m.stem}")).items() if inspect.isclass(o) and o.__module__.startswith("datacentric_w2s")]
+    methods = {f"{c.__name__}.{n}" for c in classes for n, f in vars(c).items() if inspect.isfunction(f)}
+    text = "\n".join(source(c) for c in notebook(path)["cells"])
+    assert not methods & set(re.findall(r"`(?:\w+\.)*?([A-Z]\w*\.\w+)`", text)), "say it without the method's name, or the link leads nowhere"
+
+
 @pytest.mark.parametrize("name", NO_TORCH)
 def test_module_imports_no_torch(name):
     if not (ROOT / "datacentric_w2s" / f"{name}.py").exists(): pytest.skip(f"{name} is not there yet")
