@@ -20,7 +20,7 @@ from scipy.stats import t as student_t
 from .core import KINDS, PALETTE, Labelled, Partition, Problem, Pseudolabels, Splits, Views, clustered_se
 from .detection import detect, detect_like, rules_of
 from .mixing import matched_pairs, student_hits
-from .probes import corrected_se, evaluate, new_probe, pseudolabel
+from .probes import corrected_se, evaluate, new_probe, pseudolabel, split_ratio, with_sizes
 
 # %% ../nbs/02b_matching.ipynb #c006
 def pair_hits(
@@ -283,16 +283,17 @@ def matching_cell(
 
 # %% ../nbs/02b_matching.ipynb #c034
 def difference_table(
-    df,    # one row a redraw: `by`, value, and optionally n_test and n_w2s of the split
+    df,    # one row a redraw: `by`, value, and the sizes of the splits where redraws share rows
     by,    # names of the columns that define a group
     *,
-    level=.95,  # of the interval
+    what="student",  # what the differences hang on, see `split_ratio`
+    level=.95,       # of the interval
 ) -> pd.DataFrame:  # by, redraws, mean, se, low, high, p, bound, detectable; groups with fewer than two values are left out
-    "Mean differences over redraws with intervals, equivalence bounds and smallest detectable differences; corrected where n_test and n_w2s stand there."
+    "Mean differences over redraws with intervals, equivalence bounds and smallest detectable differences; corrected where the sizes of the splits stand there."
     out = []
     for key, g in df.dropna(subset="value").groupby(by, sort=False):
         if len(g) < 2: continue
-        d = difference(g.value, (g.n_test / g.n_w2s).mean() if "n_test" in g else 0.)
+        d = difference(g.value, split_ratio(g, what) if "n_test" in g else 0.)
         out.append((*key, d.df + 1, d.mean, d.se, *d.interval(level), d.p, d.bound, detectable(d)))
     return pd.DataFrame(out, columns=[*by, "redraws", "mean", "se", "low", "high", "p", "bound", "detectable"])
 

@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 
 from .core import KINDS, PALETTE, Accuracies, Partition, Problem, Pseudolabels, Splits, clustered_se, label_lines
 from .detection import detect, detect_like, detect_overlap
-from .probes import corrected_se, evaluate, new_probe, pseudolabel, seed_summary
+from .probes import corrected_se, evaluate, new_probe, pseudolabel, seed_summary, split_ratio, with_sizes
 
 # %% ../nbs/02a_mixing.ipynb #c006
 SHARES = tuple(round(.1 * i, 1) for i in range(11))
@@ -334,7 +334,7 @@ def mixing_cell(
     *,
     draws=3,           # draws of rows
     protocol="ours",   # "ours", or "published": its detection and rounding
-) -> pd.DataFrame:  # n_test, n_w2s, quantity, level, n (rows learned from), value, right (share of right pseudolabels), easy, hard, overlap (the value on test rows of that kind)
+) -> pd.DataFrame:  # quantity, level, n (rows learned from), value, right (share of right pseudolabels), easy, hard, overlap (the value on test rows of that kind), sizes of the splits
     "All that this chapter measures on one split, in about forty rows. Raises what `detect` and `control_size` raise."
     rules, acc = "preset" if protocol == "ours" else protocol, evaluate(problem)
     labels, part = acc.pseudolabels, detect(problem, acc.pseudolabels, rules)
@@ -350,7 +350,7 @@ def mixing_cell(
     out += [*_shares("w2s rows", problem.w2s, part.kind), _about("w2s rows", right, part.kind, level="right", n=len(right)), *_shares("test rows", problem.test, kind)]
     out += _with_chosen(problem, acc, {k: hits[k][0] for k in ("overlap", "top confidence", "random")})
     columns = ["quantity", "level", "n", "value", "right", *KINDS]
-    return pd.DataFrame(out, columns=columns).round(4).assign(n_test=len(problem.test), n_w2s=len(problem.w2s))[["n_test", "n_w2s", *columns]]
+    return with_sizes(pd.DataFrame(out, columns=columns).round(4), problem)
 
 # %% ../nbs/02a_mixing.ipynb #c052
 def plot_mixing(
@@ -427,18 +427,18 @@ def plot_threshold_map(
     return ax
 
 # %% ../nbs/02a_mixing.ipynb #c071
-_MEASURES = [  # name, column, quantity and level of what is subtracted from what
-    ("student - teacher", "value", ("accuracy", "student of all rows"), ("accuracy", "weak")),
-    ("share 1 - share 0", "value", ("mix", "1.0"), ("mix", "0.0")),
-    ("slope over the share", "value", None, None),
-    ("overlap - random", "value", ("control", "overlap"), ("control", "random")),
-    ("overlap - top confidence", "value", ("control", "overlap"), ("control", "top confidence")),
-    ("overlap - easy", "value", ("control", "overlap"), ("control", "easy")),
-    ("matched overlap - easy", "value", ("control", "overlap, matched"), ("control", "easy, matched")),
-    ("matched overlap - easy, share of right labels", "right", ("control", "overlap, matched"), ("control", "easy, matched")),
-    ("equally right overlap - easy", "value", ("control", "overlap, equally right"), ("control", "easy, equally right")),
-    ("hard test rows: overlap - random", "hard", ("control", "overlap"), ("control", "random")),
-    ("hard test rows: equally right overlap - easy", "hard", ("control", "overlap, equally right"), ("control", "easy, equally right"))]
+_MEASURES = [  # name, column, what it hangs on (see `split_ratio`), quantity and level of what is subtracted from what
+    ("student - teacher", "value", "teacher", ("accuracy", "student of all rows"), ("accuracy", "weak")),
+    ("share 1 - share 0", "value", "student", ("mix", "1.0"), ("mix", "0.0")),
+    ("slope over the share", "value", "student", None, None),
+    ("overlap - random", "value", "student", ("control", "overlap"), ("control", "random")),
+    ("overlap - top confidence", "value", "student", ("control", "overlap"), ("control", "top confidence")),
+    ("overlap - easy", "value", "student", ("control", "overlap"), ("control", "easy")),
+    ("matched overlap - easy", "value", "student", ("control", "overlap, matched"), ("control", "easy, matched")),
+    ("matched overlap - easy, share of right labels", "right", "labels", ("control", "overlap, matched"), ("control", "easy, matched")),
+    ("equally right overlap - easy", "value", "student", ("control", "overlap, equally right"), ("control", "easy, equally right")),
+    ("hard test rows: overlap - random", "hard", "student", ("control", "overlap"), ("control", "random")),
+    ("hard test rows: equally right overlap - easy", "hard", "student", ("control", "overlap, equally right"), ("control", "easy, equally right"))]
 
 # %% ../nbs/02a_mixing.ipynb #c072
 def _slope(curves):
@@ -449,15 +449,15 @@ def _slope(curves):
 
 
 def mixing_summary(
-    cells,  # `mixing_cell`s with columns dataset and seed, as `full_table("mixing")`
+    cells,  # `mixing_cell`s with columns dataset and seed, as `full_table("mixing")`; needs the sizes of the splits
 ) -> pd.DataFrame:  # one row a data set and measure: dataset, measure, mean, se (corrected), splits, n_test
     "Paired differences on each data set, with corrected standard errors."
     out = []
     for dataset, d in cells.groupby("dataset", sort=False):
-        for name, column, a, b in _MEASURES:
+        for name, column, hangs_on, a, b in _MEASURES:
             wide = d.pivot(index="seed", columns=["quantity", "level"], values=column)
             diff = (_slope(wide["mix"]) if name.startswith("slope") else wide[a] - wide[b]).dropna()
-            out.append((dataset, name, diff.mean(), corrected_se(diff, float((d.n_test / d.n_w2s).mean())), len(diff), float(d.n_test.mean())))
+            out.append((dataset, name, diff.mean(), corrected_se(diff, split_ratio(d, hangs_on)), len(diff), float(d.n_test.mean())))
     return pd.DataFrame(out, columns=["dataset", "measure", "mean", "se", "splits", "n_test"])
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LinearProbe', 'KNNProbe', 'topological_filter', 'TopologicalProbe', 'pseudolabel', 'evaluate', 'new_probe',
-           'corrected_se', 'seed_summary']
+           'corrected_se', 'seed_summary', 'with_sizes', 'split_ratio']
 
 # %% ../nbs/00d_probes.ipynb #c003
 import warnings
@@ -227,7 +227,7 @@ def new_probe(
 # %% ../nbs/00d_probes.ipynb #c045
 def corrected_se(
     values,  # (J,) one result a seed
-    ratio,   # test rows / training rows of each seed
+    ratio,   # rows measured on / rows learned from, in each seed; see `split_ratio`
 ) -> float:  # standard error of the mean; nan with fewer than two seeds
     "Standard error over seeds that redraw splits of the same rows (Nadeau and Bengio, 2003)."
     v = np.asarray(values, float)
@@ -238,7 +238,7 @@ def seed_summary(
     df,       # one row a measurement
     columns,  # names of the columns to summarise
     by,       # name or names of the columns that define a group; each group holds one row a seed
-    ratio,    # test rows / training rows of each seed
+    ratio,    # rows measured on / rows learned from, in each seed; see `split_ratio`
 ) -> pd.DataFrame:  # one row a group: mean and corrected standard error (ending in _se) of each column, and seeds
     "Means over seeds with the corrected standard error."
     out = {}
@@ -247,3 +247,25 @@ def seed_summary(
         out[c] = groups[c].mean()
         out[c + "_se"] = groups[c].agg(lambda v: corrected_se(v, ratio))
     return pd.DataFrame(out).assign(seeds=groups.size()).reset_index()
+
+# %% ../nbs/00d_probes.ipynb #n84da95b
+_RATIOS = dict(student=("n_test", "n_w2s"), teacher=("n_test", "n_weak"), labels=("n_w2s", "n_weak"))  # rows measured on, rows learned from
+
+
+def with_sizes(
+    df,                # any table about one problem
+    problem: Problem,  # whose splits it was measured on
+) -> pd.DataFrame:  # the same with columns n_weak, n_w2s and n_test, in rows
+    "Note the sizes of the splits beside a measurement, for `split_ratio`."
+    return df.assign(n_weak=len(problem.weak), n_w2s=len(problem.w2s), n_test=len(problem.test))
+
+
+def split_ratio(
+    df,              # measurements with columns n_weak, n_w2s and n_test, as from `with_sizes`
+    what="student",  # what the result hangs on: "student", "teacher" or "labels", by the table above
+) -> float:  # rows measured on / rows learned from, the mean over the measurements
+    "The ratio that `corrected_se` asks for. Raises ValueError for another `what`, and where a size is missing."
+    if what not in _RATIOS: raise ValueError(f"what: got {what!r}, wanted one of {', '.join(_RATIOS)}")
+    if lack := [c for c in _RATIOS[what] if c not in df]: raise ValueError(f"split_ratio: the table lacks {', '.join(lack)}; add the sizes with with_sizes(df, problem)")
+    measured, learned = _RATIOS[what]
+    return float((df[measured] / df[learned]).mean())

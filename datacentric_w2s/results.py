@@ -38,7 +38,7 @@ from tqdm import tqdm
 from .core import KINDS, PALETTE, Splits, clustered_se, preset as get_preset
 from .data import load_splits
 from .detection import Rules, detect
-from .probes import LinearProbe, corrected_se, evaluate
+from .probes import LinearProbe, corrected_se, evaluate, split_ratio, with_sizes
 
 # %% ../nbs/07_results.ipynb #c006
 @dataclass(frozen=True)
@@ -352,11 +352,10 @@ def _loaded(name, cap, seed, preset, content):
 def measure_cell(
     cell: Cell,         # which one
     preset="embedded",  # name of a preset
-) -> pd.DataFrame:  # its table, with the numbers of test and w2s rows
+) -> pd.DataFrame:  # its table, with the sizes of the splits
     "Load a cell's split and run its experiment on it. Raises what that raises."
     splits, problem = _loaded(*cell.source, int(cell.seed), preset, _recipe(cell, "").get("content"))
-    df = cell_function(cell.experiment)(problem, splits, int(cell.seed))
-    return df.assign(**{k: v for k, v in dict(n_test=len(problem.test), n_w2s=len(problem.w2s)).items() if k not in df})
+    return with_sizes(cell_function(cell.experiment)(problem, splits, int(cell.seed)), problem)
 
 # %% ../nbs/07_results.ipynb #c028
 RULES = {"preset": "preset", "published": "published", "published_selection": "published selection", "quantile": Rules("quantile")}  # column names -> protocols
@@ -396,7 +395,7 @@ def accuracies_cell(
     row |= {f"{k}_{name}": np.nan if part is None else (part.kind == k).mean() for name, part in parts.items() for k in KINDS}
     right, part = acc.pseudolabels.label == problem.w2s.y, parts["preset"]
     row |= {f"teacher_{k}": np.nan if part is None or not (part.kind == k).any() else right[part.kind == k].mean() for k in KINDS}
-    return pd.DataFrame([row | dict(n_weak=len(problem.weak), n_val=len(problem.val), n_questions=len(np.unique(t.group)))])
+    return with_sizes(pd.DataFrame([row | dict(n_val=len(problem.val), n_questions=len(np.unique(t.group)))]), problem)
 
 # %% ../nbs/07_results.ipynb #c037
 def _quantile(seeds): return float(student_t.ppf(.975, seeds - 1))  # two-sided 95 % of a mean over seeds; nan for one
@@ -405,7 +404,7 @@ def _quantile(seeds): return float(student_t.ppf(.975, seeds - 1))  # two-sided 
 def pgr_interval(
     gain,   # (J,) student - weak, one value a seed
     gap,    # (J,) strong - weak, the same seeds
-    ratio,  # test rows / w2s rows of each seed; 0 for independent draws
+    ratio,  # rows measured on / rows learned from, in each seed; 0 for independent draws
     *,
     z=None,  # half-width in standard errors; None = Student's 97.5 % quantile, J - 1 degrees of freedom
 ) -> tuple:  # PGR, its lower and upper end; three nan where the gap is not more than z standard errors above zero, or there is one seed only
@@ -424,15 +423,14 @@ def pgr_interval(
 def summarise(
     df,  # from the experiment "accuracies"
 ) -> pd.DataFrame:  # one row a data set: means and corrected standard errors (_se), PGR with its interval, density, flags
-    "One row a data set, with flags by the rules of this chapter."
-    rows = []
+    "One row a data set, with flags by the rules of this chapter. Raises ValueError where sizes are missing."
+    rows, hangs_on = [], dict(weak="teacher", student="student", strong="student", gain="teacher", gap="teacher", over_length="teacher", density="labels")
     for name, d in df.groupby("dataset", sort=False):
-        ratio = (d.n_test / d.n_w2s).mean()
         d = d.assign(over_length=d.weak - d.length, density=d.overlap_preset)
         row = dict(dataset=name, seeds=len(d), n_test=d.n_test.mean())
-        for c in ("weak", "student", "strong", "gain", "gap", "over_length", "density"): row |= {c: d[c].mean(), f"{c}_se": corrected_se(d[c].dropna(), ratio)}
+        for c, what in hangs_on.items(): row |= {c: d[c].mean(), f"{c}_se": corrected_se(d[c].dropna(), split_ratio(d, what))}
         above = lambda c, at=0., sign=1: sign * (row[c] - at) > _quantile(len(d)) * row[f"{c}_se"]
-        row |= dict(zip(("pgr", "pgr_low", "pgr_high"), pgr_interval(d.gain, d.gap, ratio)))
+        row |= dict(zip(("pgr", "pgr_low", "pgr_high"), pgr_interval(d.gain, d.gap, split_ratio(d, "teacher"))))
         row |= dict(weak_at_chance=not above("weak", .5), strong_at_chance=not above("strong", .5), length="teacher above" if above("over_length") else "teacher below" if above("over_length", sign=-1) else "not told apart",
                     student_is="above" if above("gain") else "below" if above("gain", sign=-1) else "not told apart")
         rows.append(row)

@@ -21,7 +21,7 @@ from .core import Partition, Problem, Pseudolabels
 from .detection import detect, overlap_score
 from .matching import auc
 from .mixing import student_accuracy
-from .probes import corrected_se, evaluate, new_probe, topological_filter
+from .probes import corrected_se, evaluate, new_probe, split_ratio, topological_filter, with_sizes
 
 # %% ../nbs/02c_scores.ipynb #c007
 def _neighbours(x, k):
@@ -340,12 +340,12 @@ def scores_cell(
     problem: Problem,  # a complete experiment
     splits,            # its texts; not used
     seed,              # of the draws
-) -> pd.DataFrame:  # tidy: how, quantity, value, n_test, n_w2s
+) -> pd.DataFrame:  # tidy: how, quantity, value, sizes of the splits
     "`compare_scores` of one data set and split, tidy, with the accuracies of teacher, student and ceiling."
     acc = evaluate(problem)
     df = compare_scores(problem, acc.pseudolabels, seed=seed).melt("how", var_name="quantity")
     lines = pd.DataFrame(dict(how=["teacher", "student", "ceiling"], quantity="accuracy", value=[acc.weak, acc.w2s, acc.strong]))
-    return pd.concat([lines, df], ignore_index=True).assign(n_test=len(problem.test), n_w2s=len(problem.w2s))
+    return with_sizes(pd.concat([lines, df], ignore_index=True), problem)
 
 # %% ../nbs/02c_scores.ipynb #c050
 def score_means(
@@ -354,8 +354,8 @@ def score_means(
     "Means over the seeds of each data set, with the corrected standard error."
     rows = []
     for (name, how, quantity), d in df.groupby(["dataset", "how", "quantity"], sort=False):
-        v = d.value.dropna()
-        rows.append((name, how, quantity, v.mean(), corrected_se(v, (d.n_test / d.n_w2s).mean()), len(v)))
+        v, what = d.value.dropna(), "labels" if quantity == "top right" else "teacher" if how == "teacher" else "student"
+        rows.append((name, how, quantity, v.mean(), corrected_se(v, split_ratio(d, what)), len(v)))
     return pd.DataFrame(rows, columns=["dataset", "how", "quantity", "mean", "se", "seeds"])
 
 # %% ../nbs/02c_scores.ipynb #c051

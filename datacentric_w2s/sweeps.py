@@ -15,7 +15,7 @@ import pandas as pd
 
 from .core import PALETTE, Problem, Splits
 from .detection import detect
-from .probes import LinearProbe, corrected_se, new_probe, pseudolabel
+from .probes import LinearProbe, corrected_se, new_probe, pseudolabel, split_ratio, with_sizes
 
 # %% ../nbs/02d_sweeps.ipynb #c008
 L2S = (10., 1., .1, .01, .001)
@@ -114,16 +114,16 @@ OPTIONS = ("layer", "pooling", "l2", "standardize")
 
 
 def one_change(
-    df,  # from `sweep_cell`, with columns dataset, seed, n_test and n_w2s
+    df,  # from `sweep_cell`, with columns dataset, seed, and the sizes of the splits
 ) -> pd.DataFrame:  # one row a data set, option and value: dataset, option, value, difference of test accuracy to the preset's, its corrected s.e., density, seeds
     "What each single departure from the preset changes on test, paired by split. Raises ValueError where the preset isn't among the options."
     if not df.groupby(["dataset", "seed"]).preset.any().all(): raise ValueError("one_change: the preset is not among the options of each split; sweep its layer and pooling too")
     base = df[df.preset].set_index(["dataset", "seed"])
     paired = df.join(base[[*OPTIONS, "test"]].add_suffix("_preset"), on=["dataset", "seed"])
     changed = pd.DataFrame({o: paired[o] != paired[f"{o}_preset"] for o in OPTIONS})
-    single = paired[changed.sum(axis=1) == 1].assign(option=changed.idxmax(axis=1), difference=paired.test - paired.test_preset, ratio=paired.n_test / paired.n_w2s)
+    single = paired[changed.sum(axis=1) == 1].assign(option=changed.idxmax(axis=1), difference=paired.test - paired.test_preset)
     single["value"] = [f"{v:g}" if isinstance(v := getattr(r, r.option), float) else str(v) for r in single.itertuples()]
-    rows = [(*key, d.difference.mean(), corrected_se(d.difference, d.ratio.mean()), d.density.mean(), len(d)) for key, d in single.groupby(["dataset", "option", "value"], sort=False)]
+    rows = [(*key, d.difference.mean(), corrected_se(d.difference, split_ratio(d)), d.density.mean(), len(d)) for key, d in single.groupby(["dataset", "option", "value"], sort=False)]
     return pd.DataFrame(rows, columns=["dataset", "option", "value", "difference", "se", "density", "seeds"])
 
 

@@ -183,10 +183,10 @@ def test_pool_against_a_hand_computation():
 
 
 def test_difference_table_is_corrected_where_splits_share_rows():
-    df = pd.DataFrame(dict(k=["a"] * 4 + ["b"], value=[.1, .2, .3, .4, .5], n_test=100, n_w2s=300))
+    df = pd.DataFrame(dict(k=["a"] * 4 + ["b"], value=[.1, .2, .3, .4, .5], n_weak=200, n_w2s=300, n_test=100))
     row, = difference_table(df, ["k"]).itertuples()
     assert row.k == "a" and row.redraws == 4 and row.se == pytest.approx(np.std([.1, .2, .3, .4], ddof=1) * (1 / 4 + 1 / 3)**.5)
-    assert difference_table(df.drop(columns=["n_test", "n_w2s"]), ["k"]).se[0] == pytest.approx(np.std([.1, .2, .3, .4], ddof=1) / 2)
+    assert difference_table(df.drop(columns=["n_weak", "n_w2s", "n_test"]), ["k"]).se[0] == pytest.approx(np.std([.1, .2, .3, .4], ddof=1) / 2)
 
 
 def test_balance_is_exact_where_partners_are_equal():

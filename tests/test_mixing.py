@@ -295,7 +295,7 @@ def test_a_cell_holds_what_the_functions_say(problem, acc, protocol):
     assert cell.value["control"].tolist() == rough(controls.accuracy.mean().tolist()) and cell.right["control"].tolist() == rough(controls.right.mean().tolist())
     weights = cell.loc[("test rows", "share"), list(KINDS)].astype(float)
     assert (cell.loc["control", list(KINDS)] @ weights).tolist() == pytest.approx(cell.value["control"].tolist(), abs=3e-4)
-    assert (cell.n_test.iloc[0], cell.n_w2s.iloc[0]) == (len(problem.test), len(problem.w2s))
+    assert cell[["n_weak", "n_w2s", "n_test"]].iloc[0].tolist() == [len(problem.weak), len(problem.w2s), len(problem.test)]
 
 
 def test_summary_is_a_plain_paired_difference(problem):
@@ -304,6 +304,10 @@ def test_summary_is_a_plain_paired_difference(problem):
     of = lambda level, column="value": cells[(cells.dataset == "a") & (cells.quantity == "control") & (cells.level == level)].sort_values("seed")[column].to_numpy()
     d = of("overlap") - of("top confidence")
     assert out.loc[("a", "overlap - top confidence")].tolist() == pytest.approx([d.mean(), corrected_se(d, len(problem.test) / len(problem.w2s)), 3, len(problem.test)])
+    at = lambda quantity, level, column="value": cells[(cells.dataset == "a") & (cells.quantity == quantity) & (cells.level == level)].sort_values("seed")[column].to_numpy()
+    gain, right = at("accuracy", "student of all rows") - at("accuracy", "weak"), of("overlap, matched", "right") - of("easy, matched", "right")
+    assert out.se["a", "student - teacher"] == pytest.approx(corrected_se(gain, len(problem.test) / len(problem.weak)))  # it hangs on the teacher
+    assert out.se["a", "matched overlap - easy, share of right labels"] == pytest.approx(corrected_se(right, len(problem.w2s) / len(problem.weak)))  # said of w2s rows
     assert out["mean"]["a", "hard test rows: overlap - random"] == pytest.approx((of("overlap", "hard") - of("random", "hard")).mean())
     assert out.se["b"].isna().all() and set(pooled(out.reset_index()).sets) == {1}
 

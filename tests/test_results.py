@@ -10,7 +10,11 @@ import pandas as pd
 import pytest
 
 from datacentric_w2s.core import preset
-from datacentric_w2s.results import Cell, cell_function, collect, grid, read_cell, run_cells, settings, write_cell, write_full_table
+from datacentric_w2s.matching import difference_table
+from datacentric_w2s.mixing import mixing_summary
+from datacentric_w2s.probes import corrected_se
+from datacentric_w2s.results import Cell, cell_function, collect, grid, read_cell, run_cells, settings, summarise, write_cell, write_full_table
+from datacentric_w2s.theory import full_table
 
 
 def measure(cell): return pd.DataFrame(dict(value=np.random.default_rng([cell.seed, len(cell.dataset)]).normal(size=3), n=[1, 2, 3], kind=["easy", "NA", ""]))
@@ -191,3 +195,24 @@ def test_unknown_experiments_and_seeds():
     for seed in (-1, 1.5, "0", True):
         with pytest.raises(ValueError, match="whole number from 0"): Cell("sciq", seed, "toy")
     assert settings() != settings("paper") and settings() != settings(replace(preset(), l2=.2))
+
+
+def test_the_gain_has_one_error_in_all_chapters():
+    "Student minus teacher hangs on the teacher, whichever chapter's table it is taken from"
+    here = summarise(full_table("accuracies")).set_index("dataset")
+    mixed = mixing_summary(full_table("mixing")).set_index(["measure", "dataset"]).loc["student - teacher"]
+    reference = full_table("matching").query("design == 'reference'").pivot_table(index=["dataset", "seed", "n_weak", "n_w2s", "n_test"], columns="quantity", values="value")
+    matched = difference_table((reference["w2s"] - reference["weak"]).rename("value").reset_index(), ["dataset"], what="teacher").set_index("dataset")
+    for other in (mixed, matched):
+        np.testing.assert_allclose(other["mean"], here.gain[other.index], atol=1e-4)  # the tables keep four and five digits
+        np.testing.assert_allclose(other.se, here.gain_se[other.index], atol=1e-4)
+
+
+def test_each_quantity_has_the_ratio_of_its_learners():
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame({c: rng.uniform(.5, .7, 6) for c in ("weak", "student", "strong", "length", "overlap_preset")}).assign(
+        dataset="a", n_weak=400, n_w2s=1200, n_test=300, gain=lambda d: d.student - d.weak, gap=lambda d: d.strong - d.weak)
+    row = summarise(df).iloc[0]
+    for column, ratio in dict(weak=300 / 400, student=300 / 1200, strong=300 / 1200, gain=300 / 400, gap=300 / 400).items():
+        assert row[f"{column}_se"] == pytest.approx(corrected_se(df[column], ratio)), column
+    assert row.density_se == pytest.approx(corrected_se(df.overlap_preset, 1200 / 400))

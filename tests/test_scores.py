@@ -332,7 +332,7 @@ def test_scores_see_no_gold_labels(case, how):
 def test_cell_is_tidy():
     p = make(5)
     df = scores_cell(p, None, 2)
-    assert df.columns.tolist() == ["how", "quantity", "value", "n_test", "n_w2s"] and set(df.n_test) == {180} and set(df.n_w2s) == {180}
+    assert df.columns.tolist() == ["how", "quantity", "value", "n_weak", "n_w2s", "n_test"] and set(df.n_test) == {180} and set(df.n_w2s) == {180}
     assert not df.duplicated(["how", "quantity"]).any() and len(df) == 3 + len(SCORES + REFERENCES) * len(QUANTITIES)
     pd.testing.assert_frame_equal(df, scores_cell(p, None, 2))
     acc = evaluate(p)
@@ -340,7 +340,7 @@ def test_cell_is_tidy():
 
 
 def test_means_and_intervals():
-    cell = lambda name, seed, v: dict(how="x", quantity="effect", value=v, n_test=30, n_w2s=90, dataset=name, seed=seed)
+    cell = lambda name, seed, v: dict(how="x", quantity="effect", value=v, n_weak=60, n_w2s=90, n_test=30, dataset=name, seed=seed)
     means = score_means(pd.DataFrame([cell("a", 0, .1), cell("a", 1, .3), cell("b", 0, .6), cell("b", 1, .6)]))
     np.testing.assert_allclose(means["mean"], [.2, .6])
     np.testing.assert_allclose(means.se, [corrected_se([.1, .3], 1 / 3), 0], atol=1e-12)

@@ -84,7 +84,7 @@ def test_another_layer_changes_the_strong_view_only(problem, monkeypatch):
 def test_one_change_is_paired_with_its_own_split():
     rng = np.random.default_rng(0)
     rows = [("a", s, l, "last", .1, t, rng.random(), l == 20 and t) for s in range(4) for l in (5, 20) for t in (False, True)]
-    df = pd.DataFrame(rows, columns=["dataset", "seed", "layer", "pooling", "l2", "standardize", "test", "preset"]).assign(density=.1, n_test=3, n_w2s=9)
+    df = pd.DataFrame(rows, columns=["dataset", "seed", "layer", "pooling", "l2", "standardize", "test", "preset"]).assign(density=.1, n_weak=6, n_w2s=9, n_test=3)
     made = one_change(df).set_index("value")
     got = made.difference
     at = lambda l, t: df[(df.layer == l) & (df.standardize == t)].test.to_numpy()
