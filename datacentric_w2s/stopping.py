@@ -217,7 +217,7 @@ def _others(x):
     top = np.sort(x, -1)
     return np.where(x == top[..., -1:], top[..., -2:-1], top[..., -1:])
 
-# %% ../nbs/01c_stopping.ipynb #c048
+# %% ../nbs/01c_stopping.ipynb #c050
 def race_index(
     arms,        # what was drawn so far
     rng=None,    # not used
@@ -234,7 +234,7 @@ def race_index(
     index = np.where(leader | challenger, 1 + 1 / np.maximum(arms.pulls, 1), high / 2)
     return np.where(arms.pulls == 0, np.inf, index)
 
-# %% ../nbs/01c_stopping.ipynb #c051
+# %% ../nbs/01c_stopping.ipynb #c053
 def _worst_level(N, n, K, delta, how):
     "x_N: largest divergence within an interval after N batches of n rows"
     m = n * N
@@ -265,7 +265,7 @@ def _enough(g, n, K, delta, how, most=10**9):
         low, high = (N, high) if _worst_level(float(N), n, K, delta, how) >= g else (low, N)
     return float(high)
 
-# %% ../nbs/01c_stopping.ipynb #c052
+# %% ../nbs/01c_stopping.ipynb #c054
 @dataclass(frozen=True, eq=False)
 class StopBound:
     "After how many batches the best source is known; with probability 1 - delta. Theorem D.8."
@@ -299,7 +299,7 @@ def stop_bound(
     g[star] = np.delete(g, star).min()
     return StopBound(np.array([_enough(x, n, len(r), delta, how) for x in g]), star)
 
-# %% ../nbs/01c_stopping.ipynb #c055
+# %% ../nbs/01c_stopping.ipynb #c057
 def _ask(index, draw, K, n, T, runs, rule, rng):
     "Play until the rule speaks: rounds (NaN if it doesn't), named sources, pulls (runs, K)"
     N, F, alive = np.zeros((runs, K), int), np.zeros((runs, K)), np.arange(runs)
@@ -329,7 +329,7 @@ def _flags(r, n, rng, left):
         return k, chosen
     return endless if left is None else pools
 
-# %% ../nbs/01c_stopping.ipynb #c056
+# %% ../nbs/01c_stopping.ipynb #c058
 def until_known(
     index,       # index function (arms, rng) -> (runs, K)
     rho,         # (K,) overlap densities of the sources
@@ -361,7 +361,7 @@ def until_known(
     wrong = (named >= 0) & (means[np.arange(runs), named] < means.max(1) - epsilon - 1e-12)
     return pd.DataFrame(dict(run=np.arange(runs), stopped=stopped, named=named, wrong=wrong, **{f"pulls_{s}": N[:, s] for s in range(K)}))
 
-# %% ../nbs/01c_stopping.ipynb #c070
+# %% ../nbs/01c_stopping.ipynb #c072
 def ucb_stop_bound(
     rho,         # (K,) overlap densities of the sources, at least two
     n,           # rows a batch
