@@ -197,7 +197,7 @@ def best_known(
     arms,        # `Arms` of any shape (..., K), at least two sources
     delta=.05,   # allowed probability of ever naming a wrong source
     *,
-    epsilon=0.,  # a source this close to the best one will do; in overlap rows per unit of money where costs are given
+    epsilon=0.,  # a source this close to the best one will do: in rewards, or with costs in true flags per unit of money
     how="kl",    # intervals, see `intervals`
     size=None,   # rows that each source holds, for pools
     costs=None,  # (K,) cost of a row of each source; None = equal

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.integrate import quad
 from scipy.stats import beta, binom
 
-from datacentric_w2s.regret import POLICIES, Arms, _kl, batch_ucb_index, d_star, kl_ucb_index, mean_rewards, round_robin_index, ucb_bound
+from datacentric_w2s.regret import POLICIES, Arms, _kl, batch_ucb_index, d_star, kl_pull_bound, kl_ucb_index, mean_rewards, round_robin_index, ucb_bound
 from datacentric_w2s.stopping import (HOW, _apart, _enough, _excess, _pool_interval, _worst_level, best_known, by_batch, cost_bound, intervals, per_cost,
                                       race_index, spend, stop_bound, ucb_stop_bound, until_known)
 
@@ -311,6 +311,8 @@ def test_cost_bound_is_D1_for_equal_costs():
         a, b = cost_bound(rho, np.full(len(rho), 2.), 20, 2 * 20 * 500), ucb_bound(rho, 20, 500)
         assert a.T == 500 and (a.pulls[:-1] == b.pulls[:-1]).all()
         assert a.gap == pytest.approx(20 * rho[-1] + 20 * 500 * b.gap[-1])  # in rows, and the last batch
+        noisy, c = cost_bound(rho, np.ones(len(rho)), 20, 20 * 500, detector=(.9, .15), kl=True), kl_pull_bound(rho, 20, 500, detector=(.9, .15))
+        assert (noisy.pulls[:-1] == c.pulls[:-1]).all() and cost_bound(rho, np.ones(len(rho)), 20, 20 * 500, detector=(.9, .15)).pulls[0] >= noisy.pulls[0]
 
 
 def test_bound_can_fail_and_is_not_idle():
