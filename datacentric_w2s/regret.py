@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['POLICIES', 'Arms', 'ucb_index', 'reference_ucb_index', 'batch_ucb_index', 'kl_ucb_index', 'thompson_index',
-           'random_index', 'mean_rewards', 'bandit', 'pulls', 'RegretBound', 'ucb_bound', 'paper_bonus_bound',
-           'Abandonment', 'abandonment', 'd_star', 'kl_pull_bound', 'PoolBound', 'pool_bound']
+           'random_index', 'round_robin_index', 'explore_batches', 'explore_then_commit_index', 'mean_rewards',
+           'bandit', 'pulls', 'RegretBound', 'ucb_bound', 'paper_bonus_bound', 'Abandonment', 'abandonment', 'd_star',
+           'kl_pull_bound', 'PoolBound', 'pool_bound', 'explore_bound']
 
 # %% ../nbs/01b_regret.ipynb #c003
 from dataclasses import dataclass
@@ -109,9 +110,42 @@ def random_index(
     "A uniform draw for each source: the random policy."
     return rng.uniform(size=arms.pulls.shape)
 
+# %% ../nbs/01b_regret.ipynb #nca7bc00
+def round_robin_index(
+    arms,      # what was drawn so far
+    rng=None,  # not used
+) -> np.ndarray:  # (..., K) the larger, the sooner queried
+    "One over the pulls: the source with the fewest batches comes first."
+    return _new_first(1 / np.maximum(arms.pulls, 1), arms)
+
+# %% ../nbs/01b_regret.ipynb #n705d423
+def explore_batches(
+    K,          # sources
+    n,          # rows a round
+    T,          # rounds
+    delta=.05,  # allowed probability that the commitment loses more than stated
+) -> int:  # at least 1, and at most T / K where T >= K
+    "Batches of each source to look at before committing, where the gaps are not known. Theorem D.6."
+    return int(np.clip(np.ceil((T**2 * np.log(K / delta) / (4 * n * K**2))**(1 / 3)), 1, max(T // K, 1)))
+
+
+def explore_then_commit_index(
+    arms,          # what was drawn so far
+    rng=None,      # not used
+    *,
+    explore=None,  # batches of each source before committing; None = `explore_batches`
+    delta=.05,     # for `explore_batches`
+) -> np.ndarray:  # (..., K) the larger, the sooner queried
+    "Each source `explore` times in turn, then the best mean for ever. Theorem D.6. Raises ValueError for explore < 1."
+    m = explore_batches(arms.pulls.shape[-1], arms.batch, arms.horizon, delta) if explore is None else explore
+    if m < 1: raise ValueError(f"explore: got {m}, wanted at least 1 batch a source")
+    left = np.maximum(m - arms.pulls, 0)  # batches still to explore
+    later = np.where(arms.pulls > m, 1e9, arms.mean)  # only the source that one has committed to has more than m
+    return np.where(left == 0, later, np.where(left == left.max(-1, keepdims=True), np.inf, 1e12))
+
 # %% ../nbs/01b_regret.ipynb #c027
 POLICIES = dict(random=random_index, reference_ucb=reference_ucb_index, ucb=ucb_index, batch_ucb=batch_ucb_index, kl_ucb=kl_ucb_index,
-                thompson=thompson_index)
+                thompson=thompson_index, round_robin=round_robin_index, explore_then_commit=explore_then_commit_index)
 
 # %% ../nbs/01b_regret.ipynb #c030
 def _densities(rho, name="rho"):
@@ -290,12 +324,12 @@ class RegretBound:
     def regret(self): return np.minimum(self.worst, self.gap)  # (m,) bound on the average reward regret
 
 
-def _bound(r, detector, T, t, pulls, worst, failure, gamma=0.):
-    "Assemble a bound from (K,) pulls and a function of t"
+def _bound(r, detector, T, t, pulls, worst, failure, gamma=0., gap=None):
+    "Assemble a bound from (K,) pulls and a function of t, or two of them"
     tpr, fpr = _rates(detector, len(r))
     t = _rounds(t, T)
     pulls = np.where(r < r.max(), np.minimum(pulls, T), T).astype(int)
-    gap = ((r.max() - r) * np.minimum(pulls, t[:, None])).sum(1) / t
+    gap = ((r.max() - r) * np.minimum(pulls, t[:, None])).sum(1) / t if gap is None else gap(t)
     xi = max(np.ptp(tpr), np.ptp(fpr))
     density = (np.minimum(worst(t), gap) + xi) / (tpr - fpr).min()
     return RegretBound(t, pulls, worst(t), gap, density, min(failure, 1.), gamma)
@@ -470,3 +504,25 @@ def pool_bound(
     best, least = np.cumsum(r[owner][:T]), np.cumsum(r[owner][::-1][:T])
     c = np.cumsum(owner[:T, None] == np.arange(K), axis=0)
     return PoolBound(t, best, K + 2 * np.sqrt(2 * K * L * t / n), _surplus(r, caps, c, L, n), np.sqrt(K * L * t / (2 * n)), best - least)
+
+# %% ../nbs/01b_regret.ipynb #n31aa9a5
+def explore_bound(
+    rho,         # (K,) overlap densities of the sources
+    n,           # rows a round
+    T,           # rounds
+    *,
+    explore=None,  # batches of each source before committing; None = `explore_batches`
+    delta=.05,   # allowed failure
+    detector=(1, 0),  # (TPR, FPR), or (K, 2) such rates
+    t=None,      # (m,) rounds to bound; None = 1 .. T
+) -> RegretBound:  # on pulls and average regret
+    "Bound of explore then commit. Theorem D.6. Raises ValueError for densities outside [0, 1], J <= 0, T < 1, n < 1, explore < 1, bad delta."
+    _positive(n=n, T=T), _delta(delta)
+    r = mean_rewards(rho, detector)
+    K, gaps, level = len(r), r.max() - r, np.log(len(r) / delta)
+    m = explore_batches(K, n, T, delta) if explore is None else explore
+    _positive(explore=m)
+    open_gaps, later = gaps * (n * m * gaps**2 < level), lambda t: np.maximum(t - K * m, 0) / t
+    looked = lambda t: np.minimum(m, -(-t // K)) / t  # pulls of one source while exploring, a round
+    return _bound(r, detector, T, t, np.where(open_gaps > 0, max(T - (K - 1) * m, m), m), lambda t: K * looked(t) + later(t) * np.sqrt(level / (n * m)),
+                  delta, gap=lambda t: gaps.sum() * looked(t) + later(t) * open_gaps.max())

@@ -13,6 +13,7 @@ RUNS = [  # notebook, parameters: small budgets, since the saved outputs come fr
     ("01_theory", dict(runs=20)),
     ("01a_rates", dict(runs=20, seed=1)),
     ("01b_regret", dict(runs=20, seed=1)),
+    ("01c_stopping", dict(runs=20, seed=2)),
     ("02_detection", dict(dataset="openbookqa", redraws=2, draws=2, plants=1)),
     ("02a_mixing", dict(dataset="openbookqa", seeds=1, draws=1)),
     ("02a_mixing", dict(dataset="sst2", seeds=2, draws=1, protocol="published")),

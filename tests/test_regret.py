@@ -5,8 +5,8 @@ from hypothesis import given, settings, strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom
 
-from datacentric_w2s.regret import (POLICIES, Arms, _kl, abandonment, bandit, batch_ucb_index, d_star, kl_pull_bound, kl_ucb_index, mean_rewards,
-                                    paper_bonus_bound, pool_bound, pulls, ucb_bound)
+from datacentric_w2s.regret import (POLICIES, Arms, _kl, abandonment, bandit, batch_ucb_index, d_star, explore_batches, explore_bound,
+                                    explore_then_commit_index, kl_pull_bound, kl_ucb_index, mean_rewards, paper_bonus_bound, pool_bound, pulls, ucb_bound)
 
 SETTINGS = (((.1, .9), 100, 50), ((.2, .3, .4, .5, .6), 100, 50), ((.4, .5), 10, 200), ((.05, .1, .15), 20, 500))
 BOUNDS = dict(batch_ucb=ucb_bound, reference_ucb=paper_bonus_bound, kl_ucb=kl_pull_bound)
@@ -218,6 +218,69 @@ def test_pool_bound_of_endless_pools_is_the_gap_bound(rho, n, T):
     assert np.isfinite(b.gap).all() and (b.best >= 0).all() and (b.most >= -1e-9).all()
 
 
+# --- D.6: nothing but the commitment is random
+@pytest.mark.parametrize("p, q, m", [(.1, .2, 30), (.4, .5, 100), (0., .1, 20), (.3, .9, 5), (.48, .5, 400), (.7, 1., 3)])
+def test_chance_of_a_wrong_commitment_is_below_its_bound(p, q, m):
+    k = np.arange(m + 1)
+    wrong = (binom.pmf(k, m, p) * binom.cdf(k, m, q)).sum()  # the worse mean is at least the better one
+    assert wrong <= np.exp(-m * (q - p)**2)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("explore", [None, 1, 7])
+def test_explore_bound_holds(setting, explore):
+    rho, n, T = setting
+    policy = lambda arms, rng: explore_then_commit_index(arms, explore=explore)
+    at = np.unique(np.geomspace(1, T, 12).astype(int))
+    df, bound = bandit(policy, rho, n, T, 400, seed=3, at=at), explore_bound(rho, n, T, explore=explore, t=at)
+    assert (pulls(df).to_numpy() <= bound.pulls).all(1).mean() >= .95
+    assert (df.pivot(index="run", columns="round", values="regret").to_numpy() <= bound.regret + 1e-12).all(1).mean() >= .95
+    m, gaps, K = explore or explore_batches(len(rho), n, T), max(rho) - np.array(rho), len(rho)
+    last = df[df["round"] == T].regret
+    assert last.mean() <= (gaps * (m + (T - K * m) * np.exp(-n * m * gaps**2))).sum() / T + 4 * last.sem() + 1e-12
+
+
+def test_explore_then_commit_is_what_it_says():
+    df = bandit("explore_then_commit", (.3, .4, .45), 4, 100, 60, seed=2)
+    m = explore_batches(3, 4, 100)
+    for _, run in df.groupby("run"):
+        explored = run.iloc[3 * m - 1]
+        assert run.source.iloc[:3 * m].tolist() == [0, 1, 2] * m  # in turn
+        assert (run.source.iloc[3 * m:] == np.argmax([explored[f"mean_{s}"] for s in range(3)])).all()  # and then for ever
+    dry = bandit("explore_then_commit", (.1, .9, .5), 20, 24, 20, pools=(8, 8, 8), seed=2)
+    order = [s for s, _ in sorted(dry[dry.run == 0].groupby("source")["round"].max().items(), key=lambda e: e[1])]
+    assert order == [1, 2, 0]  # the committed pool runs dry, then the next best is emptied
+
+
+@given(K=st.integers(1, 8), n=st.integers(1, 500), T=st.integers(1, 20_000), delta=st.floats(.001, .5))
+@settings(max_examples=200, deadline=None)
+def test_exploration_balances_its_bound(K, n, T, delta):
+    m, level = explore_batches(K, n, T, delta), np.log(K / delta)
+    assert 1 <= m <= max(T // K, 1)
+    total = lambda m: K * m + T * np.sqrt(level / (n * m))
+    assert min(T, total(m)) <= K + 3 * (K * T**2 * level / (4 * n))**(1 / 3) + 1e-9
+    others = np.arange(1, max(T // K, 1) + 1)
+    assert total(m) <= total(others).min() + K + 1e-9
+
+
+def test_a_known_gap_makes_it_like_D1_and_round_robin_loses_the_mean_gap():
+    m = int(np.ceil(np.log(2 / .05) / (10 * .1**2)))
+    b = explore_bound((.4, .5), 10, 2000, explore=m)
+    assert b.pulls[0] == m and b.gap[-1] == pytest.approx(m * .1 / 2000) and b.pulls[0] <= ucb_bound((.4, .5), 10, 2000).pulls[0]
+    assert explore_bound((.4, .5), 10, 2000, explore=m - 1).pulls[0] == 2000 - (m - 1)
+    df = bandit("round_robin", (.2, .5, .9), 7, 31, 3)
+    assert (pulls(df) == [11, 10, 10]).all(axis=None) and df.regret.iloc[-1] == pytest.approx((11 * .7 + 10 * .4) / 31)
+
+
+def test_policies_take_arms_of_any_shape():
+    rng = np.random.default_rng(1)
+    N = rng.integers(0, 9, (2, 5, 3))
+    arms = Arms(N, 10 * N, rng.binomial(10 * N, .4).astype(float), 10, 100)
+    for name in ("round_robin", "explore_then_commit"):
+        whole = POLICIES[name](arms, rng)
+        for i in np.ndindex(2, 5): np.testing.assert_array_equal(whole[i], POLICIES[name](Arms(N[i], 10 * N[i], arms.flagged[i], 10, 100), rng))
+
+
 # --- the simulation itself
 @pytest.mark.parametrize("policy", ["oracle", *POLICIES])
 def test_frame_is_consistent(policy):
@@ -260,13 +323,13 @@ def test_rates_of_each_source_and_own_index():
     (dict(detector=(.3, .3)), "J = TPR - FPR"), (dict(detector=(.2, .6)), "J = TPR - FPR"), (dict(detector=(1.2, 0)), "rates within"),
     (dict(detector=[(1, 0)] * 3), "detector: got shape")])
 @pytest.mark.parametrize("function", [lambda **k: bandit("ucb", runs=2, **k), ucb_bound,
-                                      paper_bonus_bound, kl_pull_bound, lambda **k: pool_bound(pools=20, **k)],
-                         ids=["bandit", "ucb_bound", "paper_bonus_bound", "kl_pull_bound", "pool_bound"])
+                                      paper_bonus_bound, kl_pull_bound, explore_bound, lambda **k: pool_bound(pools=20, **k)],
+                         ids=["bandit", "ucb_bound", "paper_bonus_bound", "kl_pull_bound", "explore_bound", "pool_bound"])
 def test_bad_input_is_named(function, change, message):
     with pytest.raises(ValueError, match=message): function(**dict(rho=(.2, .6), n=10, T=20) | change)
 
 
-@pytest.mark.parametrize("bound", [ucb_bound, paper_bonus_bound, kl_pull_bound, lambda *a, **k: pool_bound(a[0], 20, *a[1:], **k)])
+@pytest.mark.parametrize("bound", [ucb_bound, paper_bonus_bound, kl_pull_bound, explore_bound, lambda *a, **k: pool_bound(a[0], 20, *a[1:], **k)])
 @pytest.mark.parametrize("delta", [0, 1, -.1, 2, np.nan])
 def test_delta_is_a_probability(bound, delta):
     with pytest.raises(ValueError, match="delta: got"): bound((.2, .6), 10, 20, delta=delta)
@@ -282,6 +345,8 @@ def test_delta_is_a_probability(bound, delta):
     (lambda: bandit("ucb", (.2, .6), 5, 9, fixed=(True, False), pools=9), "one of the two"),
     (lambda: paper_bonus_bound((.2, .6), 5, 1), "at least 2"),
     (lambda: ucb_bound((.2, .6), 5, 9, bonus="best"), "wanted 'batch' or 'standard'"), (lambda: pool_bound((.2, .6), 4, 5, 9), "hold 8 batches"),
+    (lambda: explore_bound((.2, .6), 5, 9, explore=0), "explore: got 0"), (lambda: explore_bound((.2, .6), 5, 9, explore=1.5), "explore: got 1.5"),
+    (lambda: explore_then_commit_index(arms_of(3, 5, 0), explore=0), "explore: got 0"),
     (lambda: abandonment(.4, .5, 100), "0 < c < p < 1"),
     (lambda: abandonment(1., .5, 100), "0 < c < p < 1"),
     (lambda: abandonment(.5, 0, 100), "0 < c < p < 1"),
