@@ -162,6 +162,8 @@ def test_flags_after_a_warmup_hang_on_nothing_else():
     for rows in np.array_split(order, 17): two = two.add(1, labels[rows], x[rows])
     np.testing.assert_array_equal(one.flag[order], two.flag[80:])
     np.testing.assert_array_equal(one.flag[:80], two.flag[:80])
+    np.testing.assert_array_equal(one.hard[80:], labels.conf[80:300] < warm.judge.t_hard)
+    assert one.hard[80:].any() and not one.hard[80:].all()
 
 
 def test_a_warmup_that_cannot_be_split_goes_on():
@@ -281,6 +283,10 @@ def test_a_ledger_is_never_changed():
         own_conf[:], own_x[:] = 0, 0  # the caller's arrays are the caller's
         assert new.add(0, labels[160:], x[160:]).flag.tolist() == flags.tolist()
         for name, value in before.items(): np.testing.assert_array_equal(getattr(led, name), value)
+    own_x = x.copy()
+    first = Ledger(Reward("recount", Rules("max_dot")), 1).add(0, labels, own_x)
+    own_x[:] = 0
+    np.testing.assert_array_equal(first.x, x)
 
 
 def test_bad_options_are_refused():
