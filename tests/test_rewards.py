@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from datacentric_w2s import rewards
 from datacentric_w2s.core import Pseudolabels
 from datacentric_w2s.detection import PROTOCOLS, Rules, change_point, detect_overlap, overlap_score
-from datacentric_w2s.regret import Arms, batch_ucb_index
+from datacentric_w2s.regret import Arms, batch_ucb_index, ucb_index
 from datacentric_w2s.rewards import REWARDS, BatchDetector, Judge, Ledger, Reward, _fold, _running, judge_of, measured_rates, reward_of
 from datacentric_w2s.theory import Mixture, sample
 
@@ -205,6 +205,7 @@ def test_equal_rates_change_no_choice(flagged):
     arms, raw = calibrated(flagged, rates).arms(40, 50), Arms(np.ones(len(flagged)), np.full(len(flagged), 40.), np.array(flagged, float), 40, 50)
     np.testing.assert_array_equal(np.argsort(arms.mean, kind="stable"), np.argsort(raw.mean, kind="stable"))
     np.testing.assert_allclose(batch_ucb_index(arms), (batch_ucb_index(raw) - .01) / .98, rtol=1e-9)
+    np.testing.assert_allclose(ucb_index(arms), (ucb_index(raw, scale=.98) - .01) / .98, rtol=1e-9)  # which explores less
 
 
 def test_unequal_rates_can_turn_the_order():
