@@ -178,6 +178,7 @@ def _checked_ids(plan, state, ids, m):
     if ids is None:
         if state.ids != tuple(range(len(state.ids))): raise ValueError("ids: the rows before came with names of your own; give some for these, too")
         ids = range(len(state.ids), len(state.ids) + m)
+    if isinstance(ids, str): raise ValueError(f"ids: got the string {ids!r}, wanted one name a row")
     ids = tuple(i.item() if isinstance(i, np.generic) else i for i in ids)
     if len(ids) != m: raise ValueError(f"ids: got {len(ids)} for {m} rows, wanted one a row")
     if odd := [i for i in ids if not isinstance(i, (int, str)) or isinstance(i, bool)]: raise ValueError(f"ids: got {odd[0]!r}, wanted whole numbers or strings")
@@ -333,8 +334,8 @@ def _commit(self: Session, state):
 
 
 @patch
-def ask(self: Session):
-    "The next `Query`, or None where the session has stopped. Raises ValueError for a policy that returns nonsense; the session stays as it was."
+def ask(self: Session) -> Query | None:  # None where the session has stopped
+    "What to buy next; asking twice is asking once. Raises ValueError for a policy that returns nonsense; the session stays as it was."
     if self.stopped: return None
     if self._state.asked is None: self._commit(replace(self._state, asked=_next(self.plan, self._state)))
     return self._state.asked
@@ -366,19 +367,27 @@ def close(
 
 
 @patch(as_prop=True)
-def stopped(self: Session): return _why_stopped(self.plan, self._state)  # why no more is asked; empty while there is more to ask
+def stopped(self: Session):
+    "Why no more is asked; empty while there is more to ask"
+    return _why_stopped(self.plan, self._state)
 
 
 @patch(as_prop=True)
-def best(self: Session): return _best_known(self.plan, self._state)  # the best source, once the stopping rule knows it
+def best(self: Session):
+    "The best source, once the stopping rule knows it; or None"
+    return _best_known(self.plan, self._state)
 
 
 @patch(as_prop=True)
-def arms(self: Session): return _arms(self.plan, self._state)  # what the policy sees
+def arms(self: Session):
+    "What the policy sees"
+    return _arms(self.plan, self._state)
 
 
 @patch(as_prop=True)
-def ledger(self: Session): return self._state.ledger  # all batches, and what the reward rule says of them
+def ledger(self: Session):
+    "All batches, and what the reward rule says of them"
+    return self._state.ledger
 
 # %% ../nbs/02f_session.ipynb #c037
 @patch(as_prop=True)
@@ -406,7 +415,7 @@ def rows(self: Session):
 def estimates(
     self: Session,
     delta=.05,  # allowed probability that some interval fails in some round
-) -> pd.DataFrame:  # one row a round and source: round, source, rows, estimate, low, high; NaN where nothing is judged
+) -> pd.DataFrame:  # one row a round and source: round, source, rows (as the arms count them), estimate, low, high; NaN where nothing is judged
     "What was known of each source after each round: the share flagged, or the density where the reward is calibrated, with Hoeffding's interval."
     seen, K = self._state.seen.reshape(-1, 2, len(self.plan)), len(self.plan)
     rows = seen[:, 0]
