@@ -305,22 +305,6 @@ class Session:
         if self.path and self.path.exists(): raise FileExistsError(f"{path}: exists; go on with Session.restore(path), or choose another path")
         self._commit(_State(ledger if judge is None else ledger.fix(judge)))
 
-    @classmethod
-    def restore(
-        cls,
-        path,  # the file of a session
-        *,
-        policy=None,  # your function, where the session was made with one
-        how=None,     # likewise: the detector's score
-        stop=None,    # likewise: the stopping rule
-        rates=None,   # likewise: the calibration's rates, while they aren't known yet
-    ):  # the `Session`, which goes on as if it had never been left
-        "Read a session from its file. Raises ValueError for a damaged or foreign file, and for functions that are missing or others."
-        self, content = cls.__new__(cls), Path(path).read_bytes()
-        self.plan, self._state = _from_file(content, path, dict(policy=policy, how=how, stop=stop, rates=rates))
-        self.path, self._last = Path(path), content.partition(b"\n")[0]
-        return self
-
 # %% ../nbs/02f_session.ipynb #c028
 @patch
 def _commit(self: Session, state):
@@ -355,6 +339,23 @@ def tell(
     return told
 
 # %% ../nbs/02f_session.ipynb #c029
+@patch(cls_method=True)
+def restore(
+    cls: Session,
+    path,  # the file of a session
+    *,
+    policy=None,  # your function, where the session was made with one
+    how=None,     # likewise: the detector's score
+    stop=None,    # likewise: the stopping rule
+    rates=None,   # likewise: the calibration's rates, while they aren't known yet
+):  # the `Session`, which goes on as if it had never been left
+    "Read a session from its file. Raises ValueError for a damaged or foreign file, and for functions that are missing or others."
+    self, content = cls.__new__(cls), Path(path).read_bytes()
+    self.plan, self._state = _from_file(content, path, dict(policy=policy, how=how, stop=stop, rates=rates))
+    self.path, self._last = Path(path), content.partition(b"\n")[0]
+    return self
+
+# %% ../nbs/02f_session.ipynb #c030
 @patch
 def close(
     self: Session,
@@ -389,7 +390,7 @@ def ledger(self: Session):
     "All batches, and what the reward rule says of them"
     return self._state.ledger
 
-# %% ../nbs/02f_session.ipynb #c037
+# %% ../nbs/02f_session.ipynb #c038
 @patch(as_prop=True)
 def log(self: Session):
     "One row a round: round, source, rows, asked and asked_rows (empty and 0: told unasked), flagged and reward (as seen then; missing: not judged yet), found_by, cost"
@@ -410,7 +411,7 @@ def rows(self: Session):
     return pd.DataFrame(dict(id=pd.Series(self._state.ids, dtype=object), round=np.repeat(np.arange(1, len(led.sizes) + 1), led.sizes),
                              source=np.array(self.plan.sources)[led.source], confidence=led.conf, score=led.score, kind=led.kind, flagged=flagged))
 
-# %% ../nbs/02f_session.ipynb #c040
+# %% ../nbs/02f_session.ipynb #c041
 @patch
 def estimates(
     self: Session,
@@ -448,7 +449,7 @@ def __repr__(self: Session): return f"Session({', '.join(self.plan.sources)}: {s
 def _repr_html_(self: Session):
     return self.table().round(3).to_html(index=False) + f"<p>{self.stopped or f'{len(self._state.log)} of {self.plan.horizon} rounds told'}</p>"
 
-# %% ../nbs/02f_session.ipynb #c048
+# %% ../nbs/02f_session.ipynb #c049
 def plot_session(
     df,       # a `Session`, or the table of its `estimates`
     ax=None,  # matplotlib axes; None = the current ones
