@@ -96,11 +96,14 @@ def _remember(pairs, s, dg, memory=10):
 
 
 # %% ../nbs/00d_probes.ipynb #nf48c7cb
+_FEW = 64  # rows or features up to which the Hessian is always renewed
+
+
 def _newton(rows, penalty, hessian, tol=1e-6, max_iter=200):
     "Damped Newton from the rows' solution so far, with a Hessian kept while it serves; returns w, b, the norm of the gradient and the number of steps"
     z, y, w, b, pairs, norm = rows.z, rows.y, rows.w, rows.b, [], np.inf
     (n, d), u = z.shape, z @ w + b
-    keep, f = .5 if min(n, d) > 64 else 0., _loss(u, y, w, penalty)
+    keep, f = .5 if min(n, d) > _FEW else 0., _loss(u, y, w, penalty)
     if f > np.log(2): w, b, u, f = 0 * w, 0., 0 * u, np.log(2)  # a start worse than zero is none: far out the Hessian vanishes
     for i in range(max_iter + 1):
         p, before = expit(u), grad if i else None
@@ -181,7 +184,7 @@ def _minimise(rows, l2):
     "Solve from the solution so far; returns the norm of the gradient and the number of steps"
     n, d = rows.z.shape
     kind = _Wide if n < d else _Tall
-    if not isinstance(rows.hessian, kind) or min(n, d) <= 64: rows.hessian = kind(d)
+    if not isinstance(rows.hessian, kind) or min(n, d) <= _FEW: rows.hessian = kind(d)
     with _BLAS.limit(limits=1 if n * d * min(n, d) < 4e9 else None, user_api="blas"):
         rows.w, rows.b, norm, steps = _newton(rows, l2 * rows.scale**2, rows.hessian)
     return norm, steps
