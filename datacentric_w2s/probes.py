@@ -104,13 +104,14 @@ def _newton(rows, penalty, hessian, tol=1e-6, max_iter=200):
     z, y, w, b, pairs, norm = rows.z, rows.y, rows.w, rows.b, [], np.inf
     (n, d), u = z.shape, z @ w + b
     keep, f = .5 if min(n, d) > _FEW else 0., _loss(u, y, w, penalty)
+    lacking = hessian.n < (n if n < d else 1)
     if f > np.log(2): w, b, u, f = 0 * w, 0., 0 * u, np.log(2)  # a start worse than zero is none: far out the Hessian vanishes
     for i in range(max_iter + 1):
         p, before = expit(u), grad if i else None
         grad = np.append((p - y) @ z / n + 2 * penalty * w, np.mean(p - y))
         last, norm = norm, _norm(grad, rows)
         if i: pairs = _remember(pairs, t * step, grad - before)
-        if i == 0 and hessian.n < (n if n < d else 1) or norm > keep * last:
+        if i == 0 and lacking or norm > keep * last:
             hessian.renew(z, p * (1 - p), penalty)
             pairs = []
         step = _step(partial(hessian.solve, z), grad, pairs)
@@ -230,15 +231,8 @@ class LinearProbe(_Linear):
         y,  # (m,) their labels, hard or soft
     ):  # the probe, fitted to all rows that it was given this way
         "Fit to these rows and to those of earlier calls: the result of `fit` on all of them, sooner. Raises ValueError as `fit` does, and after `fit`; the probe then stays as it is."
-        rows = getattr(self, "_rows", None)
-        if rows is None and hasattr(self, "coef_"): raise ValueError("partial_fit: this probe was fitted by fit, which keeps no rows; start from clone(probe)")
-        x, y = _checked(x, y, self.l2, first=rows is None)
-        if rows is None: rows = _Rows(x.copy(), y, self.standardize)
-        elif (got := (x.shape[1], self.standardize)) != (had := (self.n_features_in_, rows.standardize)):
-            raise ValueError(f"partial_fit: got (features, standardize) = {got}, the rows so far have {had}")
-        else: rows.add(x, y)
-        self._rows = rows
-        return _fitted(self, rows)
+        self._rows = _grown(self, x, y)
+        return _fitted(self, self._rows)
 
 
 # %% ../nbs/00d_probes.ipynb #c013
@@ -255,6 +249,19 @@ def _fitted(probe, rows):
     return probe
 
 
+def _grown(probe, x, y):
+    "The probe's rows with a batch more"
+    rows = getattr(probe, "_rows", None)
+    if rows is None and hasattr(probe, "coef_"): raise ValueError("partial_fit: this probe was fitted by fit, which keeps no rows; start from clone(probe)")
+    x, y = _checked(x, y, probe.l2, first=rows is None)
+    if rows is None: return _Rows(x.copy(), y, probe.standardize)
+    got, had = (x.shape[1], probe.standardize), (probe.n_features_in_, rows.standardize)
+    if got != had: raise ValueError(f"partial_fit: got (features, standardize) = {got}, the rows so far have {had}")
+    rows.add(x, y)
+    return rows
+
+
+# %% ../nbs/00d_probes.ipynb #nd28898b
 def _checked(x, y, l2=1., first=True):
     "Features and labels as float64, or a clear error; rows after the `first` ones may be of one class, or none"
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
