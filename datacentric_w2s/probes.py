@@ -8,10 +8,13 @@ __all__ = ['LinearProbe', 'KNNProbe', 'topological_filter', 'TopologicalProbe', 
 
 # %% ../nbs/00d_probes.ipynb #c003
 import warnings
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor
+from scipy.linalg.blas import dsyrk, dtrsv
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -23,62 +26,186 @@ from threadpoolctl import ThreadpoolController
 from .core import Accuracies, Problem, Pseudolabels, clustered_se
 
 # %% ../nbs/00d_probes.ipynb #c007
-def _loss(u, y, w, l2): return np.mean(np.logaddexp(0, u) - y * u) + l2 * w @ w
+def _loss(u, y, w, penalty): return np.mean(np.logaddexp(0, u) - y * u) + penalty @ w**2
 
 
-def _factor(z, c, l2):
-    "Cholesky factor of the Hessian where the rows have the weights `c`; the last coordinate is the bias"
-    d = z.shape[1]
-    zc = z * np.sqrt(c)[:, None]
-    hess = np.empty((d + 1, d + 1))
-    hess[:d, :d], hess[d, d] = zc.T @ zc, c.sum() + 1e-12
-    hess[:d, d] = hess[d, :d] = c @ z
-    hess[np.arange(d), np.arange(d)] += 2 * l2
-    return cho_factor(hess, lower=True, overwrite_a=True, check_finite=False)
+def _cholesky(a): return cho_factor(a, lower=True, overwrite_a=True, check_finite=False)[0]
+
+
+def _solve(factor, g): return dtrsv(factor, dtrsv(factor, g, lower=1), lower=1, trans=1)  # for one g three times faster than cho_solve
+
+
+class _Tall:
+    "The Hessian of the first `n` rows, for more rows than features; the last coordinate is the bias"
+
+    def __init__(self, d): self.n, self.gram = 0, np.zeros((d + 1, d + 1), order="F")
+
+    def renew(self, z, c, penalty):
+        "Take in the rows that came since, with their weights `c`; if none came, all rows anew"
+        (n, d), old = z.shape, self.n if self.n < len(z) else 0
+        rows = np.column_stack([z[old:], np.ones(n - old)]) * np.sqrt(c[old:, None])
+        self.n, self.gram = n, dsyrk(1., rows.T, float(old > 0), self.gram, lower=1, overwrite_c=1)
+        hessian = self.gram / n
+        hessian[np.arange(d), np.arange(d)] += 2 * penalty
+        hessian[d, d] += 1e-12
+        self.factor = _cholesky(hessian)
+
+    def solve(self, z, g): return _solve(self.factor, g)
+
 
 # %% ../nbs/00d_probes.ipynb #c009
-def _newton(z, y, l2, w, b, tol=1e-6, max_iter=200):
-    "Damped Newton from (`w`, `b`) that keeps its Hessian while it serves; returns w, b, the norm of the gradient and the number of steps"
-    n, d = z.shape
-    keep, norm = .3 if d > 64 else 0., np.inf
-    u = z @ w + b
-    f = _loss(u, y, w, l2)
+class _Wide:
+    "The same for fewer rows than features"
+
+    def __init__(self, d): self.n, self.gram, self.penalty = 0, np.empty((0, 0)), np.zeros(d)
+
+    def renew(self, z, c, penalty):
+        "Take in the rows that came since, and the weights `c` of all; if none came, the penalty too"
+        n, old = len(z), self.n
+        if old in (0, n) and (self.penalty != penalty).any(): old, self.penalty = 0, penalty
+        gram = np.empty((n, n), order="F")  # its upper half is never read
+        gram[:old, :old], gram[old:] = self.gram[:old, :old], z[old:] / (2 * self.penalty) @ z.T
+        self.n, self.gram, inner = n, gram, gram.copy(order="F")
+        inner[np.arange(n), np.arange(n)] += n / np.maximum(c, 1e-15)
+        self.factor = _cholesky(inner)
+        self.ones = _solve(self.factor, np.ones(n))
+
+    def solve(self, z, g):
+        z, step = z[:self.n], g[:-1] / (2 * self.penalty)
+        a = _solve(self.factor, z @ step)
+        b = (g[-1] - a.sum()) / self.ones.sum()
+        return np.append(step - (a + b * self.ones) @ z / (2 * self.penalty), b)
+
+
+# %% ../nbs/00d_probes.ipynb #nedf4b32
+def _step(solve, g, pairs):
+    "Minus the gradient times an inverse Hessian: the one that `solve` has, corrected by pairs (L-BFGS)"
+    q, shares = -g, []
+    for s, dg, r in reversed(pairs):
+        shares.append(s @ q / r)
+        q = q - shares[-1] * dg
+    q = solve(q)
+    for s, dg, r in pairs: q = q + (shares.pop() - dg @ q / r) * s
+    return q
+
+
+def _remember(pairs, s, dg, memory=10):
+    "The last pairs, less those that are mere rounding"
+    r = s @ dg
+    return (pairs + [(s, dg, r)])[-memory:] if r > 1e-8 * np.linalg.norm(s) * np.linalg.norm(dg) else pairs
+
+
+# %% ../nbs/00d_probes.ipynb #nf48c7cb
+_FEW = 64  # rows or features up to which the Hessian is always renewed
+
+
+def _newton(rows, penalty, hessian, tol=1e-6, max_iter=200):
+    "Damped Newton from the rows' solution so far, with a Hessian kept while it serves; returns w, b, the norm of the gradient and the number of steps"
+    z, y, w, b, pairs, norm = rows.z, rows.y, rows.w, rows.b, [], np.inf
+    (n, d), u = z.shape, z @ w + b
+    keep, f = .5 if min(n, d) > _FEW else 0., _loss(u, y, w, penalty)
+    lacking = hessian.n < (n if n < d else 1)
     if f > np.log(2): w, b, u, f = 0 * w, 0., 0 * u, np.log(2)  # a start worse than zero is none: far out the Hessian vanishes
     for i in range(max_iter + 1):
-        p = expit(u)
-        grad = np.append((p - y) @ z / n + 2 * l2 * w, np.mean(p - y))
-        last, norm = norm, float(np.linalg.norm(grad))
-        if i == 0 or norm > keep * last: factor = _factor(z, p * (1 - p) / n, l2)
-        step = -cho_solve(factor, grad, check_finite=False)
-        du, slope, t = z @ step[:-1] + step[-1], grad @ step, 1.
+        p, before = expit(u), grad if i else None
+        grad = np.append((p - y) @ z / n + 2 * penalty * w, np.mean(p - y))
+        last, norm = norm, _norm(grad, rows)
+        if i: pairs = _remember(pairs, t * step, grad - before)
+        if i == 0 and lacking or norm > keep * last:
+            hessian.renew(z, p * (1 - p), penalty)
+            pairs = []
+        step = _step(partial(hessian.solve, z), grad, pairs)
+        slope, t = grad @ step, 1.
         if i == max_iter or norm <= tol and -slope <= 1e-8 * f: break
-        room = 1e-14 * (1 + f)  # rounding must not stop a step
-        while (f_new := _loss(u + t * du, y, w + t * step[:-1], l2)) > f + 1e-4 * t * slope + room and t > 1e-8: t /= 2
+        du, room = z @ step[:-1] + step[-1], 1e-14 * (1 + f)  # rounding must not stop a step
+        while (f_new := _loss(u + t * du, y, w + t * step[:-1], penalty)) > f + 1e-4 * t * slope + room and t > 1e-8: t /= 2
         w, b, u, f = w + t * step[:-1], b + t * step[-1], u + t * du, f_new
     return w, b, norm, i
 
-# %% ../nbs/00d_probes.ipynb #c011
+
+# %% ../nbs/00d_probes.ipynb #n5ad933a
+@dataclass(frozen=True)
+class _Moments:
+    "What the means and scales of columns are computed from; that of two batches is the sum of theirs (Chan, Golub and LeVeque, 1983)"
+    n: int
+    mean: np.ndarray
+    squares: np.ndarray
+    largest: float
+
+    @classmethod
+    def of(cls, x): return cls(len(x), x.mean(0), x.var(0) * len(x), np.abs(x).max(initial=1.))
+
+    def __add__(self, other):
+        n, step = self.n + other.n, other.mean - self.mean
+        squares = self.squares + other.squares + step**2 * self.n * other.n / n
+        return _Moments(n, self.mean + step * other.n / n, squares, max(self.largest, other.largest))
+
+    def scale(self):
+        "Standard deviations; 1 for constant columns"
+        s = np.sqrt(self.squares / self.n)
+        return np.where(s > 1e-12 * self.largest, s, 1.)
+
+
+# %% ../nbs/00d_probes.ipynb #n0213399
 _BLAS = ThreadpoolController()  # of numpy and scipy; to look for them at each fit would take longer than a small fit
 
 
-def _minimise(z, y, l2, w, b):
-    "Solve in min(n, d) coordinates"
-    n, d = z.shape
+class _Rows:
+    "The rows of a fit in units that stay, today's mean and scale in these units, the solution so far and its Hessian"
+
+    def __init__(self, x, y, standardize):
+        self.origin, self.unit = self.mean, self.scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
+        if standardize:
+            self.moments = _Moments.of(x)
+            self.origin, self.unit = self.moments.mean, self.moments.scale()
+        self.store, self.y, self.standardize = (x - self.origin) / self.unit if standardize else x, y, standardize
+        self.forget()
+
+    def forget(self): self.w, self.b, self.hessian = np.zeros(len(self.unit)), 0., None
+
+    @property
+    def z(self): return self.store[:len(self.y)]
+
+    def add(self, x, y):
+        old, n = len(self.y), len(self.y) + len(y)
+        if n > len(self.store): self.store = np.concatenate([self.z, np.empty((n, x.shape[1]))])  # room for as many again
+        self.store[old:n], self.y = (x - self.origin) / self.unit, np.append(self.y, y)
+        if self.standardize and len(y):
+            self.moments += _Moments.of(x)
+            self.mean, self.scale = (self.moments.mean - self.origin) / self.unit, self.moments.scale() / self.unit
+
+
+# %% ../nbs/00d_probes.ipynb #n9cb9a7f
+def _norm(grad, rows):
+    "Norm of the gradient in today's units, with the bias where the means are zero"
+    return float(np.hypot(np.linalg.norm((grad[:-1] - rows.mean * grad[-1]) / rows.scale), grad[-1]))
+
+
+def _minimise(rows, l2):
+    "Solve from the solution so far; returns the norm of the gradient and the number of steps"
+    n, d = rows.z.shape
+    kind = _Wide if n < d else _Tall
+    if not isinstance(rows.hessian, kind) or min(n, d) <= _FEW: rows.hessian = kind(d)
     with _BLAS.limit(limits=1 if n * d * min(n, d) < 4e9 else None, user_api="blas"):
-        if n >= d: return _newton(z, y, l2, w, b)
-        q, r = np.linalg.qr(z.T)
-        v, b, norm, steps = _newton(r.T, y, l2, q.T @ w, b)
-        return q @ v, b, norm, steps
+        rows.w, rows.b, norm, steps = _newton(rows, l2 * rows.scale**2, rows.hessian)
+    return norm, steps
 
 
-def _scaling(x, standardize):
-    "Mean and scale of the columns; constant columns keep the scale 1"
-    if not standardize: return np.zeros(x.shape[1]), np.ones(x.shape[1])
-    scale = x.std(0)
-    return x.mean(0), np.where(scale > 1e-12 * np.abs(x).max(initial=1.), scale, 1.)
+# %% ../nbs/00d_probes.ipynb #n9a92775
+class _Linear(ClassifierMixin, BaseEstimator):
+    "What is read off a fitted `coef_` and `intercept_`"
+
+    def decision_function(self, x):
+        check_is_fitted(self)
+        if np.ndim(x) != 2 or np.shape(x)[1] != self.n_features_in_: raise ValueError(f"x: got shape {np.shape(x)}, the probe was fitted on {self.n_features_in_} features")
+        return np.asarray(x, np.float64) @ self.coef_ + self.intercept_
+
+    def predict_proba(self, x): return _two_columns(expit(self.decision_function(x)))
+
+    def predict(self, x): return (self.decision_function(x) > 0).astype(np.int64)
 
 # %% ../nbs/00d_probes.ipynb #c012
-class LinearProbe(ClassifierMixin, BaseEstimator):
+class LinearProbe(_Linear):
     "Linear probe on hard or soft labels: mean cross-entropy + l2 * ||w||^2, free bias, solved to a gradient norm of 1e-6. Paper, section 5."
 
     def __init__(
@@ -94,34 +221,54 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         start=None,  # a fitted probe to start from; changes the time, not the result
     ):  # the fitted probe, with coef_, intercept_, kkt_ (norm of the gradient) and n_iter_
         "Fit the probe. Raises ValueError for one class only, labels outside [0, 1], or l2 <= 0."
-        x, y = _checked(x, y, self.l2)
-        mean, scale = _scaling(x, self.standardize)
-        z, zero = (x - mean) / scale if self.standardize else x, (np.zeros(x.shape[1]), 0.)
-        for w, b in [zero] if start is None else [(start.coef_ * scale, start.intercept_ + start.coef_ @ mean), zero]:  # from a bad start Newton may stall
-            w, b, self.kkt_, self.n_iter_ = _minimise(z, y, self.l2, w, b)
-            if self.kkt_ <= 1e-6 and self.n_iter_ < 200: break
-        if self.kkt_ > 1e-6 or self.n_iter_ == 200: warnings.warn(f"LinearProbe: gradient norm {self.kkt_:.1e} after {self.n_iter_} steps; standardize=True or a larger l2 may help", ConvergenceWarning)
-        self.coef_, self.classes_, self.n_features_in_ = w / scale, np.array([0, 1]), x.shape[1]
-        self.intercept_ = float(b - self.coef_ @ mean)
-        return self
+        rows, self._rows = _Rows(*_checked(x, y, self.l2), self.standardize), None
+        if start is not None: rows.w, rows.b = start.coef_ * rows.unit, start.intercept_ + start.coef_ @ rows.origin
+        return _fitted(self, rows)
 
-    def decision_function(self, x):
-        check_is_fitted(self)
-        if np.ndim(x) != 2 or np.shape(x)[1] != self.n_features_in_: raise ValueError(f"x: got shape {np.shape(x)}, the probe was fitted on {self.n_features_in_} features")
-        return np.asarray(x, np.float64) @ self.coef_ + self.intercept_
+    def partial_fit(
+        self,
+        x,  # (m, d) features of more rows
+        y,  # (m,) their labels, hard or soft
+    ):  # the probe, fitted to all rows that it was given this way
+        "Fit to these rows and to those of earlier calls: the result of `fit` on all of them, sooner. Raises ValueError as `fit` does, and after `fit`; the probe then stays as it is."
+        self._rows = _grown(self, x, y)
+        return _fitted(self, self._rows)
 
-    def predict_proba(self, x): return _two_columns(expit(self.decision_function(x)))
-
-    def predict(self, x): return (self.decision_function(x) > 0).astype(np.int64)
 
 # %% ../nbs/00d_probes.ipynb #c013
-def _checked(x, y, l2=1.):
-    "Features and labels as float64, or a clear error"
+def _fitted(probe, rows):
+    "Solve, from zero if the solution so far was a bad start, and write the solution into the probe"
+    solved = lambda: probe.kkt_ <= 1e-6 and probe.n_iter_ < 200
+    probe.kkt_, probe.n_iter_ = _minimise(rows, probe.l2)
+    if not solved():
+        rows.forget()
+        probe.kkt_, probe.n_iter_ = _minimise(rows, probe.l2)
+    if not solved(): warnings.warn(f"LinearProbe: gradient norm {probe.kkt_:.1e} after {probe.n_iter_} steps; standardize=True or a larger l2 may help", ConvergenceWarning)
+    probe.coef_, probe.classes_, probe.n_features_in_ = rows.w / rows.unit, np.array([0, 1]), len(rows.w)
+    probe.intercept_ = float(rows.b - probe.coef_ @ rows.origin)
+    return probe
+
+
+def _grown(probe, x, y):
+    "The probe's rows with a batch more"
+    rows = getattr(probe, "_rows", None)
+    if rows is None and hasattr(probe, "coef_"): raise ValueError("partial_fit: this probe was fitted by fit, which keeps no rows; start from clone(probe)")
+    x, y = _checked(x, y, probe.l2, first=rows is None)
+    if rows is None: return _Rows(x.copy(), y, probe.standardize)
+    got, had = (x.shape[1], probe.standardize), (probe.n_features_in_, rows.standardize)
+    if got != had: raise ValueError(f"partial_fit: got (features, standardize) = {got}, the rows so far have {had}")
+    rows.add(x, y)
+    return rows
+
+
+# %% ../nbs/00d_probes.ipynb #nd28898b
+def _checked(x, y, l2=1., first=True):
+    "Features and labels as float64, or a clear error; rows after the `first` ones may be of one class, or none"
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.ndim != 2 or y.shape != x.shape[:1]: raise ValueError(f"fit: got x {x.shape} and y {y.shape}, wanted (n, d) and (n,)")
     if not np.isfinite(x).all(): raise ValueError("fit: x holds NaN or infinite values; drop these rows first")
     if not ((y >= 0) & (y <= 1)).all(): raise ValueError("fit: labels must lie in [0, 1]")
-    if len(y) == 0 or y.min() == y.max() and y.min() in (0, 1): raise ValueError(f"fit: {len(y)} labels of one class; a probe needs both classes, or soft labels")
+    if first and (len(y) == 0 or y.min() == y.max() and y.min() in (0, 1)): raise ValueError(f"fit: {len(y)} labels of one class; a probe needs both classes, or soft labels")
     if not l2 > 0: raise ValueError(f"l2: got {l2}, wanted a number above 0 (separable labels have no finite optimum without it)")
     return x, y
 

@@ -1,4 +1,6 @@
-"The linear probe against scipy's minimiser of the plain objective, and against its own optimality condition."
+"The linear probe against scipy's minimiser of the plain objective, and against its own optimality condition; batch by batch against all rows at once."
+import pickle
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from datacentric_w2s.probes import LinearProbe
@@ -92,9 +95,92 @@ def test_features_of_any_scale_and_far_starts(n, d, scale):
 def test_one_hessian_serves_labels_near_one_half(monkeypatch):
     "Counted, not timed: sure labels renew the Hessian, unsure ones hardly ever"
     from datacentric_w2s import probes
-    count, factor = [], probes._factor
-    monkeypatch.setattr(probes, "_factor", lambda *a: count.append(1) or factor(*a))
+    count, factor = [], probes._cholesky
+    monkeypatch.setattr(probes, "_cholesky", lambda *a: count.append(1) or factor(*a))
     x, y = make(400, 100, 0, "decaying", "near half")
     assert LinearProbe(1e-3).fit(x, y).n_iter_ > len(count) == 1
     count.clear()
     assert LinearProbe(1e-5).fit(x, (y > .5) * 1.).kkt_ <= 1e-6 and len(count) > 2
+
+
+def check_equal(probe, cold, x, y):
+    "Certified on these very rows, one objective, and one label but for rows within rounding of the boundary"
+    (f, norm), (best, _) = at(probe, x, y), at(cold, x, y)
+    assert norm <= 1.1e-6 and abs(norm - probe.kkt_) <= 1e-7, "the certificate is true"
+    assert f == pytest.approx(best, rel=1e-6, abs=1e-9)
+    u, u0 = probe.decision_function(x), cold.decision_function(x)
+    assert (np.abs(u0)[(u > 0) != (u0 > 0)] <= 1e-3).all()
+
+
+@given(**cases | dict(n=st.integers(4, 250), sizes=st.lists(st.integers(0, 60), max_size=6)))
+@settings(max_examples=150, deadline=None)
+def test_batches_end_where_all_rows_at_once_end(n, d, seed, l2, standardize, features, labels, sizes):
+    x, y = make(n, d, seed, features, labels)
+    probe, ends = LinearProbe(l2, standardize), np.unique(np.minimum(np.cumsum([2, *sizes, n]), n))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        for a, b in zip([0, *ends], ends):
+            probe.partial_fit(x[a:b], y[a:b])
+            check_equal(probe, LinearProbe(l2, standardize).fit(x[:b], y[:b]), x[:b], y[:b])
+
+
+@pytest.mark.parametrize("n, d", [(400, 100), (150, 300)])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_whatever_is_kept_of_earlier_fits_only_makes_steps(n, d, standardize):
+    "A wrong Hessian, wrong weights, another penalty: the result is that of today's rows"
+    x, y = make(n, d, 0, "plain", "soft")
+    x[n // 2:] = 5 * x[n // 2:] + 3  # the scales change, too
+    probe = LinearProbe(1e-2, standardize).partial_fit(x[:n // 2], y[:n // 2])
+    rows = probe._rows
+    rows.hessian.factor *= np.random.default_rng(0).uniform(.5, 2, rows.hessian.factor.shape)
+    rows.w, rows.b, probe.l2 = rows.w + .3 * np.random.default_rng(1).normal(size=d), 1., 1e-3
+    for a, b in [(n // 2, n - 9), (n - 9, n)]:
+        probe.partial_fit(x[a:b], y[a:b])
+        check_equal(probe, LinearProbe(1e-3, standardize).fit(x[:b], y[:b]), x[:b], y[:b])
+
+
+def test_growing_fits_hardly_renew_the_hessian(monkeypatch):
+    "Counted, not timed"
+    from datacentric_w2s import probes
+    count, cholesky = [], probes._cholesky
+    monkeypatch.setattr(probes, "_cholesky", lambda *a: count.append(1) or cholesky(*a))
+    x, y = make(900, 100, 0, "plain", "near half")
+    probe = LinearProbe(1e-2).partial_fit(x[:400], y[:400])
+    for a in range(400, 900, 10): probe.partial_fit(x[a:a + 10], y[a:a + 10])
+    assert len(count) <= 5
+    check_equal(probe, LinearProbe(1e-2).fit(x, y), x, y)
+
+
+def test_memory_grows_with_the_rows_and_not_with_the_fits():
+    x, y = make(600, 200, 0, "plain", "soft")
+    tracemalloc.start()
+    probe = LinearProbe(.1, True)
+    for a in range(0, 600, 5): probe.partial_fit(x[a:a + 5], y[a:a + 5])
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept <= 2 * x.nbytes + 4 * 201**2 * 8 + 2e5, "rows with room for as many again, a square matrix and its factor"
+
+
+def test_a_refused_batch_leaves_the_probe_as_it_is():
+    x, y = make(60, 5, 0, labels="noisy")
+    probe = LinearProbe(.1)
+    with pytest.raises(ValueError, match="one class"): probe.partial_fit(x[:9], np.ones(9))
+    probe.partial_fit(x[:30], y[:30])
+    for bad_x, bad_y, message in [(x[:2, :3], y[:2], "features"), (np.full((2, 5), np.nan), y[:2], "NaN"), (x[:2], [0, 3], "labels must lie"), (x[:2], y[:3], "wanted")]:
+        with pytest.raises(ValueError, match=message): probe.partial_fit(bad_x, bad_y)
+    probe.partial_fit(x[30:], np.ones(30)).partial_fit(x[:0], y[:0])  # a later batch may be of one class, or empty
+    check_equal(probe, LinearProbe(.1).fit(x, np.r_[y[:30], np.ones(30)]), x, np.r_[y[:30], np.ones(30)])
+    with pytest.raises(ValueError, match="standardize"): probe.set_params(standardize=True).partial_fit(x[:2], y[:2])
+
+
+def test_rows_belong_to_one_probe():
+    "Not to its clone, not to the caller, and not to a later `fit`"
+    x, y = make(60, 90, 0)
+    mine = x.copy()
+    probe = LinearProbe(.1).partial_fit(mine[:40], y[:40])
+    mine[:] = 0
+    other, again = clone(probe).partial_fit(x, y), pickle.loads(pickle.dumps(probe))
+    for p in (probe, again): check_equal(p.partial_fit(x[40:], y[40:]), other, x, y)
+    probe.fit(x[:40], y[:40])
+    assert len(pickle.dumps(probe)) < x.nbytes / 10
+    with pytest.raises(ValueError, match="keeps no rows"): probe.partial_fit(x, y)
