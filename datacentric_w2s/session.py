@@ -386,6 +386,12 @@ def arms(self: Session):
 
 
 @patch(as_prop=True)
+def ids(self: Session):
+    "The caller's names of all rows bought, in the order of purchase"
+    return self._state.ids
+
+
+@patch(as_prop=True)
 def ledger(self: Session):
     "All batches, and what the reward rule says of them"
     return self._state.ledger

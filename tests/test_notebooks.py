@@ -19,7 +19,7 @@ from fastcore.docments import docments
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 MODULES = sorted(p for p in (ROOT / "datacentric_w2s").glob("*.py") if not p.name.startswith("_"))
-NO_TORCH = ("core", "theory", "rates", "regret", "detection", "mixing", "matching", "scores", "sweeps", "results", "selection")
+NO_TORCH = ("core", "theory", "rates", "regret", "stopping", "rewards", "session", "ranking", "detection", "mixing", "matching", "scores", "sweeps", "results", "selection")
 COMMANDS = (
     "python3 -m venv .venv && . .venv/bin/activate && pip install -e . && papermill nbs/03_selection.ipynb out.ipynb -p dataset sciq",
     "python3 -m venv .venv && . .venv/bin/activate && pip install -e '.[dev]' && nbdev_test && pytest",

@@ -5,9 +5,11 @@ import pytest
 import ruptures
 from sklearn.linear_model import LogisticRegression
 
-from datacentric_w2s.core import Partition
+from datacentric_w2s.core import Partition, Source
+from datacentric_w2s.detection import Rules
+from datacentric_w2s.mixing import student_accuracy
 from datacentric_w2s.probes import evaluate
-from datacentric_w2s.selection import make_sources, run_selection
+from datacentric_w2s.selection import PUBLISHED_RUNS, _Student, make_sources, published_run, regrets, run_selection
 from datacentric_w2s.theory import Mixture, mixture_problem
 
 
@@ -63,7 +65,85 @@ def case():
 @pytest.mark.parametrize("policy", ["oracle", "reference_ucb"])
 def test_a_run_is_the_plain_loop(case, policy):
     p, labels, truth, sources = case
-    ours = run_selection(p, labels, sources, policy, truth=truth, rounds=12, seed=3, how="max_dot", jump=5)
+    ours = run_selection(p, labels, sources, policy, truth=truth, rounds=12, seed=3, detector="published selection")
     plain = plain_selection(p, labels, sources, policy, truth.kind, 12, 3)
     pd.testing.assert_frame_equal(ours[plain.columns.tolist()[:5]], plain.iloc[:, :5])
     for c in ("accuracy", "accuracy_overlap_only"): np.testing.assert_allclose(ours[c], plain[c], atol=2.5 / len(p.test))  # rows at the boundary
+
+
+@pytest.mark.parametrize("reward", ["published", "recount", "warmup"])
+@pytest.mark.parametrize("standardize", [True, False])
+def test_growing_students_are_those_of_a_fit_from_zero(case, reward, standardize):
+    p, labels, truth, sources = case
+    df = run_selection(p, labels, sources, "batch_ucb", truth=truth, rounds=9, reward=reward, seed=5, standardize=standardize)
+    order = np.random.default_rng([5, 0])
+    queues, bought = {s.name: order.permutation(s.rows) for s in sources}, np.empty(0, int)
+    for r in df.itertuples():
+        rows, queues[r.source] = np.split(queues[r.source], [df.rows[0]])
+        bought = np.append(bought, rows)
+        assert r.accuracy == pytest.approx(student_accuracy(p, labels, bought, standardize=standardize), abs=1.5 / len(p.test))  # a row at the boundary
+        assert r.density == pytest.approx((truth.kind[bought] == "overlap").mean())
+
+
+@pytest.mark.parametrize("name", PUBLISHED_RUNS)
+def test_published_runs_are_what_they_are_called(case, name):
+    p, labels, truth, _ = case
+    run = PUBLISHED_RUNS[name]
+    df = published_run(p, labels, truth, name, seed=1, every=run.rounds)
+    assert list(dict.fromkeys(df.policy)) == ["oracle", "reference_ucb", "random"] and set(df.groupby("policy").size()) == {run.rounds}
+    by_hand = run_selection(p, labels, make_sources(truth, (.1, .9), 1, rebalanced=name == "rebalanced"), "reference_ucb", truth=truth, rounds=run.rounds, seed=1,
+                            detector=Rules("max_dot", jump=5, min_size=2), every=run.rounds)
+    pd.testing.assert_frame_equal(df[df.policy == "reference_ucb"].drop(columns=["policy", "seed"]).reset_index(drop=True), by_hand)
+
+
+def test_a_price_turns_the_choice_and_a_stopping_rule_ends_the_run(case):
+    p, labels, truth, sources = case
+    play = lambda **o: run_selection(p, labels, sources, "oracle", truth=truth, rounds=10, every=10, **o)
+    assert set(play().source) == {sources[1].name} and set(play(costs=(1, 50)).source) == {sources[0].name}
+    stopped = play(stop=lambda arms: 1 if arms.pulls.sum() == 4 else None)
+    assert len(stopped) == 4 and not np.isnan(stopped.accuracy.iloc[-1])
+
+
+def test_unequal_sources_run_dry_and_the_others_go_on(case):
+    p, labels, truth, sources = case
+    few = [Source("few", sources[1].rows[:37]), sources[0]]
+    df = run_selection(p, labels, few, "oracle", truth=truth, rounds=8, batch=20, every=8)
+    assert df.rows.tolist() == [20, 37, *range(57, 158, 20)] and df.source.tolist() == ["few"] * 2 + [sources[0].name] * 6
+
+
+def test_regrets_are_plain_differences(case):
+    p, labels, truth, sources = case
+    df = pd.concat([run_selection(p, labels, sources, q, truth=truth, rounds=4, seed=s).assign(policy=q, seed=s) for q in ("oracle", "random") for s in (0, 1)], ignore_index=True)
+    lost = regrets(df).set_index(["policy", "seed", "round"])
+    flat = df.set_index(["policy", "seed", "round"])
+    for key in ((s, t) for s in (0, 1) for t in (1, 4)):
+        assert lost.density_regret[("random", *key)] == pytest.approx(flat.density[("oracle", *key)] - flat.density[("random", *key)])
+        assert lost.accuracy_regret[("random", *key)] == pytest.approx(flat.accuracy[("oracle", *key)] - flat.accuracy[("random", *key)])
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda s: s[:1], "allow_one=True"), (lambda s: [s[0], Source("x", s[0].rows[:5])], "share 5 rows"), (lambda s: [s[0], Source("x", np.empty(0, int))], r"\['x'\] hold no rows"),
+    (lambda s: [s[0], Source("x", np.array([10**6]))], "sources name row 1000000"), (lambda s: [s[0], Source(s[0].name, s[1].rows)], "named twice")])
+def test_odd_sources_are_refused(case, change, message):
+    p, labels, truth, sources = case
+    with pytest.raises(ValueError, match=message): run_selection(p, labels, change(sources), "random", rounds=2, batch=2)
+
+
+def test_sources_may_share_rows_if_asked(case):
+    p, labels, truth, sources = case
+    df = run_selection(p, labels, [sources[0], Source("again", sources[0].rows)], "round_robin", rounds=4, batch=50, shared=True)
+    assert df.rows.iloc[-1] == 200
+
+
+def test_a_partition_of_one_sort_makes_no_sources(case):
+    _, _, truth, _ = case
+    with pytest.raises(ValueError, match="no overlap to divide"): make_sources(truth[truth.rows("easy")])
+
+
+def test_a_student_whose_rows_change_begins_again(case):
+    p, labels, _, _ = case
+    s, rng = _Student(p, labels.p, None, None), np.random.default_rng(0)
+    rows = rng.permutation(len(labels))
+    for now in (rows[:0], rows[:60], rows[:90], rows[30:140], rows[30:140], rows[35:100], np.concatenate([rows[35:100], rows[:20]])):
+        got, want = s.accuracy(now), student_accuracy(p, labels, now)
+        assert got == pytest.approx(want, abs=1.5 / len(p.test), nan_ok=True)
