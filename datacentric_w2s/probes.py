@@ -104,14 +104,13 @@ def _newton(rows, penalty, hessian, tol=1e-6, max_iter=200):
     z, y, w, b, pairs, norm = rows.z, rows.y, rows.w, rows.b, [], np.inf
     (n, d), u = z.shape, z @ w + b
     keep, f = .5 if min(n, d) > _FEW else 0., _loss(u, y, w, penalty)
-    lacking = hessian.n < (n if n < d else 1)
     if f > np.log(2): w, b, u, f = 0 * w, 0., 0 * u, np.log(2)  # a start worse than zero is none: far out the Hessian vanishes
     for i in range(max_iter + 1):
         p, before = expit(u), grad if i else None
         grad = np.append((p - y) @ z / n + 2 * penalty * w, np.mean(p - y))
         last, norm = norm, _norm(grad, rows)
         if i: pairs = _remember(pairs, t * step, grad - before)
-        if i == 0 and lacking or norm > keep * last:
+        if i == 0 and hessian.n < .8 * n or norm > keep * last:
             hessian.renew(z, p * (1 - p), penalty)
             pairs = []
         step = _step(partial(hessian.solve, z), grad, pairs)
