@@ -6,13 +6,14 @@
 __all__ = ['SOURCES', 'SOURCE_SCORES', 'EXPLORATORY', 'CONFIRMATION', 'draw_questions', 'both_views', 'natural_sources', 'Market',
            'natural_market', 'moved', 'outcomes', 'shifted_accuracy', 'rotated', 'density', 'density_within',
            'density_target', 'confidence', 'agreement', 'halves', 'balance', 'learnable', 'own_student', 'transfer',
-           'holdout', 'holdout_r', 'near_weak', 'near_strong', 'mean_distance', 'coverage', 'weighted_density', 'worth',
-           'own_first', 'at_random', 'source_scores', 'natural_cell', 'rank_table', 'over_targets', 'reliability',
-           'rank_power', 'detectable', 'shifted_market']
+           'like_own', 'holdout', 'holdout_r', 'near_weak', 'near_strong', 'mean_distance', 'coverage',
+           'weighted_density', 'worth', 'own_first', 'at_random', 'source_scores', 'natural_cell', 'rank_table',
+           'over_targets', 'reliability', 'rank_power', 'detectable', 'shifted_market', 'buy', 'bought_accuracy',
+           'pooled_problem']
 
-# %% ../nbs/02g_natural.ipynb #n271c690
+# %% ../nbs/02g_natural.ipynb #n1ff19ab
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -157,20 +158,20 @@ def moved(
     scale = home.std(0)
     return (x - home.mean(0)) * away.std(0) / np.where(scale > 1e-12, scale, 1) + away.mean(0)
 
-# %% ../nbs/02g_natural.ipynb #n97964f8
+# %% ../nbs/02g_natural.ipynb #n18d9f75
 def outcomes(
     market: Market,  # target and sources
-) -> pd.DataFrame:  # one row a source: source, own, n; accuracies student, aligned, gold, shuffled; auc, right (the teacher, by the source's gold labels), concept, teacher, ceiling
+) -> pd.DataFrame:  # one row a source: source, own, n; accuracies student, aligned, gold, shuffled, taught; auc, right (the teacher, by the source's gold labels), concept, teacher, ceiling
     "Test accuracies of students of each source, and what gold labels say of it. For reports, not for scores."
     acc, test, home, out = evaluate(market.problem), market.problem.test, market.problem.w2s.x_strong, []
     hit = lambda student, x=test.x_strong: np.mean(student.predict(x) == test.y)
     for name, v in market.sources.items():
-        labels = market.labels[name]
+        labels, wanted = market.labels[name], acc.probes[2].predict_proba(v.x_strong)[:, 1]
         student = market.fit(v.x_strong, labels.p)
-        others = [hit(market.fit(v.x_strong, y)) for y in (v.y, _rng(market.seed, name).permutation(labels.p))]
+        others = [hit(market.fit(v.x_strong, y)) for y in (v.y, _rng(market.seed, name).permutation(labels.p), wanted)]
         out.append((name, name == market.own, len(v), hit(student), hit(student, moved(test.x_strong, home, v.x_strong)), *others, auc(student.decision_function(test.x_strong), test.y == 1),
-                    np.mean(labels.label == v.y), _together(acc.probes[2].predict_proba(v.x_strong)[:, 1], labels.p), acc.weak, acc.strong))
-    return pd.DataFrame(out, columns=["source", "own", "n", "student", "aligned", "gold", "shuffled", "auc", "right", "concept", "teacher", "ceiling"])
+                    np.mean(labels.label == v.y), _together(wanted, labels.p), acc.weak, acc.strong))
+    return pd.DataFrame(out, columns=["source", "own", "n", "student", "aligned", "gold", "shuffled", "taught", "auc", "right", "concept", "teacher", "ceiling"])
 
 
 def _together(a, b):
@@ -306,13 +307,22 @@ def _there(market, name):
         out.append((student.predict_proba(market.weak.x_strong[rows])[:, 1], teacher.predict_proba(market.weak.x_weak[rows])[:, 1], market.weak.y[rows]))
     return out
 
-# %% ../nbs/02g_natural.ipynb #n1fee0d8
+# %% ../nbs/02g_natural.ipynb #n1238de0
 def transfer(
     market,  # a `Market`
     name,    # of the source
 ) -> float:  # in [-1, 1]
     "Correlation on target rows of half a teacher and of the student of its labels of the source; neither has seen these rows."
     return float(np.mean([_together(student, teacher) for student, teacher, _ in _there(market, name)]))
+
+
+def like_own(
+    market,  # a `Market`
+    name,    # of the source
+) -> float:  # in [-1, 1]
+    "Correlation on the weak rows of the student of the source and of the student of these pseudolabelled target rows."
+    student = market.fit(market.sources[name].x_strong, market.labels[name].p)
+    return _together(student.predict_proba(market.weak.x_strong)[:, 1], _own_student(market).predict_proba(market.weak.x_strong)[:, 1])
 
 
 def holdout(
@@ -392,7 +402,7 @@ def weighted_density(
     p = _target_probability(market, name, "x_strong")
     return float(np.mean(_by_target(market, name) * np.minimum(p / np.maximum(1 - p, 1e-12), 1)))
 
-# %% ../nbs/02g_natural.ipynb #n1c5a06e
+# %% ../nbs/02g_natural.ipynb #n85919f5
 def worth(
     market,  # a `Market`
     name,    # of the source
@@ -417,14 +427,14 @@ def at_random(
     name,    # of the source
 ) -> float:  # in [0, 1]
     "Control: a random number."
-    return float(np.random.default_rng([market.seed, zlib.crc32(name.encode()), 1]).random())
+    return float(_rng(market.seed, f"{market.own} {name}").random())
 
-# %% ../nbs/02g_natural.ipynb #nfcf6ffe
+# %% ../nbs/02g_natural.ipynb #n2bc6a80
 SOURCE_SCORES = dict(density=density, density_within=density_within, density_target=density_target, worth=worth, weighted_density=weighted_density,
                      confidence=confidence, agreement=agreement, halves=halves, balance=balance, learnable=learnable, own_student=own_student,
-                     near_weak=near_weak, near_strong=near_strong, mean_distance=mean_distance, coverage=coverage, transfer=transfer, holdout=holdout, holdout_r=holdout_r)
+                     near_weak=near_weak, near_strong=near_strong, mean_distance=mean_distance, coverage=coverage, transfer=transfer, like_own=like_own, holdout=holdout, holdout_r=holdout_r)
 SOURCE_SCORES |= {" x ".join(pair): pair for pair in (("near_strong", "halves"), ("near_strong", "learnable"), ("near_strong", "own_student"), ("near_strong", "worth"),
-                                                       ("learnable", "transfer"), ("own_student", "transfer"), ("density_target", "halves"))}
+                                                       ("near_strong", "transfer"), ("learnable", "transfer"), ("own_student", "transfer"), ("density_target", "halves"), ("transfer", "holdout_r"))}
 SOURCE_SCORES |= dict(own_first=own_first, at_random=at_random)
 
 # %% ../nbs/02g_natural.ipynb #n78f9596
@@ -562,3 +572,48 @@ def shifted_market(
 # %% ../nbs/02g_natural.ipynb #n7180a2d
 EXPLORATORY = ("sciq", "openbookqa@8000", "arc_easy@8000")
 CONFIRMATION = ("commonsense_qa@8000", "social_i_qa_train@8000", "sst2", "hellaswag@8000", "boolq_train@4000", "arc_challenge@8000")
+
+# %% ../nbs/02g_natural.ipynb #n8a8928c
+def buy(
+    market: Market,  # target and sources
+    reward,          # (market, name, rows) -> number in [0, 1]: what a batch of these rows of the source is worth
+    index,           # a policy (arms, rng) -> (K,), such as `batch_ucb_index`
+    *,
+    batch=24,        # rows a round
+    rounds=25,       # queries
+    seed=0,          # of the order of rows, and of the policy
+) -> dict:  # name -> row numbers bought
+    "Buy rows batch by batch where a policy's index is largest. Raises ValueError for a reward outside [0, 1]."
+    names, order, rng = list(market.sources), np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
+    queues = [order.permutation(len(v)) for v in market.sources.values()]
+    pulls, rows, total = np.zeros((3, len(names)))
+    for _ in range(rounds):
+        value = np.where([len(q) >= r + batch for q, r in zip(queues, rows)], index(Arms(pulls.copy(), rows.copy(), total.copy(), batch, rounds), rng), -np.inf)
+        if np.isneginf(value).all(): break
+        k = int(np.argmax(value))
+        new = queues[k][int(rows[k]):int(rows[k]) + batch]
+        worth = reward(market, names[k], new)
+        if not 0 <= worth <= 1: raise ValueError(f"reward: got {worth} for {names[k]}, wanted a number in [0, 1]")
+        pulls[k], rows[k], total[k] = pulls[k] + 1, rows[k] + batch, total[k] + worth * batch
+    return {name: q[:int(r)] for name, q, r in zip(names, queues, rows)}
+
+
+def bought_accuracy(
+    market: Market,  # target and sources
+    bought,          # name -> row numbers, from `buy`
+) -> float:  # on the target's test split
+    "Accuracy of the student of all rows that were bought."
+    x, p = (np.concatenate(v) for v in zip(*((market.sources[k].x_strong[rows], market.labels[k].p[rows]) for k, rows in bought.items())))
+    return float(np.mean(market.fit(x, p).predict(market.problem.test.x_strong) == market.problem.test.y))
+
+# %% ../nbs/02g_natural.ipynb #nd597041
+def pooled_problem(
+    market: Market,  # target and sources
+) -> tuple:  # a `Problem` whose w2s rows are all rows on offer, its `Pseudolabels`, and one `Source` each
+    "Natural sources as the selection chapter's `run_selection` wants them."
+    views, ends = list(market.sources.values()), np.cumsum([0, *map(len, market.sources.values())])
+    codes = [np.unique(v.group, return_inverse=True)[1] for v in views]
+    group = np.concatenate([c + start for c, start in zip(codes, ends)])
+    joined = Views(*(np.concatenate([getattr(v, k) for v in views]) for k in ("x_weak", "x_strong", "y")), np.arange(ends[-1]), group=group)
+    labels = Pseudolabels(np.concatenate([market.labels[k].p for k in market.sources]))
+    return replace(market.problem, w2s=joined), labels, [Source(k, np.arange(a, b)) for k, a, b in zip(market.sources, ends, ends[1:])]
