@@ -41,8 +41,8 @@ def draw_questions(
     names, code = np.unique(group, return_inverse=True)
     return np.argsort(rng.permutation(len(names))[code], kind="stable")[:n]
 
-# %% ../nbs/02g_natural.ipynb #n9530ffd
-SOURCES = ("sciq", "arc_easy", "arc_challenge", "openbookqa", "commonsense_qa", "piqa_train", "social_i_qa_train", "hellaswag", "sst2", "winogrande", "boolq_train")
+# %% ../nbs/02g_natural.ipynb #nb754bf9
+SOURCES = ("sciq", "arc_easy", "arc_challenge", "openbookqa", "commonsense_qa", "piqa_train", "social_i_qa_train", "hellaswag", "sst2", "winogrande", "boolq_train@1600")
 
 
 def both_views(
@@ -62,23 +62,23 @@ def _texts(name, preset, rows): return load_texts(name, preset, rows=rows)
 
 def _rng(seed, name): return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
-# %% ../nbs/02g_natural.ipynb #n6ee826a
+# %% ../nbs/02g_natural.ipynb #n4132199
 def natural_sources(
     splits,    # the target's `Splits`
     problem,   # its `Problem`
-    names=SOURCES,  # data sets that are offered; the target's own name is not needed
+    names=SOURCES,  # data sets that are offered, "boolq_train@1600": its first 1,600 rows; the target's own name is not needed
     n=600,     # rows of each, or as many as the target's w2s split has, if these are fewer
     seed=0,    # of the draws
     *,
-    rows=4_000,  # a data set's rows are drawn from its first so many
+    rows=4_000,  # a data set's rows are drawn from its first so many, where its name doesn't say
     **options,   # cache, device, progress: as in `activations`
 ) -> dict:  # name -> `Views`; the target's own w2s rows come first, under its own name
     "Rows of several data sets for one target. Raises ValueError for a data set with fewer than n rows."
     own, n = splits.w2s.name, min(n, len(problem.w2s))
     taken, out = {text for _, part in splits.items() for text in part.txt}, {own: problem.w2s[draw_questions(problem.w2s.group, n, _rng(seed, own))]}
-    for name in names:
+    for name, cap in ((k.partition("@")[0], k.partition("@")[2]) for k in names):
         if name == own: continue
-        texts = _texts(name, problem.preset, rows)
+        texts = _texts(name, problem.preset, int(cap or rows))
         texts = texts[np.array([text not in taken for text in texts.txt])]
         if len(texts) < n: raise ValueError(f"natural_sources: {name} has {len(texts)} rows that are not the target's, wanted {n}; lower n, or leave it out")
         out[name] = both_views(texts[draw_questions(texts.group, n, _rng(seed, name))], problem.preset, **options)
@@ -569,9 +569,9 @@ def shifted_market(
     turned = {k: Mixture(rotated(mixture.theta_e, e, rng), rotated(mixture.theta_h, h, rng), mixture.sigma2, mixture.tau2) for k, (e, h, _) in shifts.items()}
     return Market(Problem(Labelled(weak.x_weak, weak.y), w2s, val, test, MIXTURE), weak, {k: sample(turned[k], shifts[k][2], rng) for k in shifts}, seed=seed)
 
-# %% ../nbs/02g_natural.ipynb #n7180a2d
+# %% ../nbs/02g_natural.ipynb #nac723b3
 EXPLORATORY = ("sciq", "openbookqa@8000", "arc_easy@8000")
-CONFIRMATION = ("commonsense_qa@8000", "social_i_qa_train@8000", "sst2", "hellaswag@8000", "boolq_train@4000", "arc_challenge@8000")
+CONFIRMATION = ("commonsense_qa@8000", "social_i_qa_train@8000", "sst2", "hellaswag@8000", "boolq_train@1600", "arc_challenge@8000")
 
 # %% ../nbs/02g_natural.ipynb #n8a8928c
 def buy(
