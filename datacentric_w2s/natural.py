@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'SOURCE_SCORES', 'EXPLORATORY', 'CONFIRMATION', 'CHOSEN', 'draw_questions', 'both_views', 'natural_sources',
-           'Market', 'natural_market', 'moved', 'outcomes', 'shifted_accuracy', 'rotated', 'density', 'density_within',
-           'density_target', 'confidence', 'agreement', 'halves', 'balance', 'learnable', 'own_student', 'transfer',
-           'like_own', 'holdout', 'holdout_r', 'near_weak', 'near_strong', 'mean_distance', 'coverage',
-           'weighted_density', 'worth', 'own_first', 'at_random', 'source_scores', 'natural_cell', 'rank_table',
-           'over_targets', 'reliability', 'rank_power', 'detectable', 'shifted_market', 'buy', 'bought_accuracy',
-           'pooled_problem', 'plot_sources', 'plot_correlations']
+           'Market', 'natural_market', 'moved', 'outcomes', 'shifted_accuracy', 'rotated', 'shifted_market', 'density',
+           'density_within', 'density_target', 'confidence', 'balance', 'agreement', 'halves', 'learnable',
+           'own_student', 'transfer', 'like_own', 'holdout', 'holdout_r', 'near_weak', 'near_strong', 'mean_distance',
+           'coverage', 'weighted_density', 'worth', 'own_first', 'at_random', 'source_scores', 'natural_cell',
+           'rank_table', 'over_targets', 'reliability', 'rank_power', 'detectable', 'fixed_list', 'plot_sources',
+           'plot_correlations', 'usable', 'buy', 'bought_accuracy', 'density_reward', 'holdout_reward',
+           'pooled_problem', 'bandit_cell']
 
-# %% ../nbs/02g_natural.ipynb #n1ff19ab
+# %% ../nbs/02g_natural.ipynb #n6ebb15d
 import zlib
+from bisect import bisect_left
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -26,7 +28,7 @@ from .data import load_texts
 from .detection import detect, detect_like, detect_overlap, rules_of
 from .matching import auc
 from .probes import corrected_se, evaluate, new_probe, pseudolabel, split_ratio, with_sizes
-from .regret import Arms
+from .regret import Arms, batch_ucb_index, random_index, ucb_index
 from .scores import group_folds, rank_correlation
 from .theory import MIXTURE, Mixture, hard_accuracy, sample
 
@@ -41,17 +43,19 @@ def draw_questions(
     names, code = np.unique(group, return_inverse=True)
     return np.argsort(rng.permutation(len(names))[code], kind="stable")[:n]
 
-# %% ../nbs/02g_natural.ipynb #nb754bf9
+# %% ../nbs/02g_natural.ipynb #nd30e775
 SOURCES = ("sciq", "arc_easy", "arc_challenge", "openbookqa", "commonsense_qa", "piqa_train", "social_i_qa_train", "hellaswag", "sst2", "winogrande", "boolq_train@1600")
 
 
 def both_views(
     texts,    # `Texts`
     preset,   # the choices of a problem, `problem.preset`
-    **options,  # cache, device, progress: as in `activations`
+    *,
+    cache=None,     # a folder; None = the default one; False = none
+    progress=True,  # whether to show a bar where something must be computed
 ) -> Views:  # as both models of the preset see them
     "Rows of texts as `make_problem` would see them."
-    see = lambda model, layer, pooling: activations(texts, model, layer=layer, pooling=pooling, dtype=preset.dtype, **options)
+    see = lambda model, layer, pooling: activations(texts, model, layer=layer, pooling=pooling, dtype=preset.dtype, cache=cache, progress=progress)
     return Views(see(preset.weak, preset.weak_layer, preset.weak_pooling), see(preset.strong, preset.strong_layer, preset.strong_pooling),
                  texts.y, np.arange(len(texts)), group=texts.group)
 
@@ -62,7 +66,7 @@ def _texts(name, preset, rows): return load_texts(name, preset, rows=rows)
 
 def _rng(seed, name): return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
-# %% ../nbs/02g_natural.ipynb #n4132199
+# %% ../nbs/02g_natural.ipynb #nf6fdc6d
 def natural_sources(
     splits,    # the target's `Splits`
     problem,   # its `Problem`
@@ -71,7 +75,8 @@ def natural_sources(
     seed=0,    # of the draws
     *,
     rows=4_000,  # a data set's rows are drawn from its first so many, where its name doesn't say
-    **options,   # cache, device, progress: as in `activations`
+    cache=None,     # a folder; None = the default one; False = none
+    progress=True,  # whether to show a bar where something must be computed
 ) -> dict:  # name -> `Views`; the target's own w2s rows come first, under its own name
     "Rows of several data sets for one target. Raises ValueError for a data set with fewer than n rows."
     own, n = splits.w2s.name, min(n, len(problem.w2s))
@@ -81,7 +86,7 @@ def natural_sources(
         texts = _texts(name, problem.preset, int(cap or rows))
         texts = texts[np.array([text not in taken for text in texts.txt])]
         if len(texts) < n: raise ValueError(f"natural_sources: {name} has {len(texts)} rows that are not the target's, wanted {n}; lower n, or leave it out")
-        out[name] = both_views(texts[draw_questions(texts.group, n, _rng(seed, name))], problem.preset, **options)
+        out[name] = both_views(texts[draw_questions(texts.group, n, _rng(seed, name))], problem.preset, cache=cache, progress=progress)
     return out
 
 # %% ../nbs/02g_natural.ipynb #nb1e6a20
@@ -135,18 +140,21 @@ class Market:
     @cached_property
     def halves(self): return _halves(self)  # two pairs: a teacher of half of the weak rows, the row numbers of the other half
 
-# %% ../nbs/02g_natural.ipynb #n8e8b878
+# %% ../nbs/02g_natural.ipynb #n5e9d81a
 def natural_market(
     splits,    # the target's `Splits`
     problem,   # its `Problem`
     names=SOURCES,  # data sets that are offered
     n=600,     # rows of each
     seed=0,    # of all draws
-    **options,  # rows, cache, device, progress: as in `natural_sources`
+    *,
+    rows=4_000,     # a data set's rows are drawn from its first so many, where its name doesn't say
+    cache=None,     # a folder; None = the default one; False = none
+    progress=True,  # whether to show a bar where something must be computed
 ) -> Market:  # own rows first
     "Other data sets as sources for a target. Raises what `natural_sources` raises."
-    seen = {k: v for k, v in options.items() if k != "rows"}
-    return Market(problem, both_views(splits.weak, problem.preset, **seen), natural_sources(splits, problem, names, n, seed, **options), splits.w2s.name, seed)
+    seen = dict(cache=cache, progress=progress)
+    return Market(problem, both_views(splits.weak, problem.preset, **seen), natural_sources(splits, problem, names, n, seed, rows=rows, **seen), splits.w2s.name, seed)
 
 # %% ../nbs/02g_natural.ipynb #na61fe43
 def moved(
@@ -205,6 +213,19 @@ def rotated(
     beside -= beside @ theta / size**2 * theta
     return cos * theta + np.sqrt(1 - cos**2) * size * beside / np.linalg.norm(beside)
 
+# %% ../nbs/02g_natural.ipynb #n6f4f9a9
+def shifted_market(
+    mixture: Mixture,  # the target
+    shifts,            # name -> (cos_e, cos_h, (easy, hard, overlap)): how far the source's patterns are turned, and its rows of each kind
+    sizes=(300, 300, 300),  # easy, hard and overlap rows of each of the target's splits
+    seed=0,            # of all draws
+) -> Market:  # target and sources; true kinds are known
+    "A target from the mixture, and sources whose patterns are turned away from the target's."
+    rng = np.random.default_rng(seed)
+    weak, w2s, val, test = (sample(mixture, sizes, rng) for _ in range(4))
+    turned = {k: Mixture(rotated(mixture.theta_e, e, rng), rotated(mixture.theta_h, h, rng), mixture.sigma2, mixture.tau2) for k, (e, h, _) in shifts.items()}
+    return Market(Problem(Labelled(weak.x_weak, weak.y), w2s, val, test, MIXTURE), weak, {k: sample(turned[k], shifts[k][2], rng) for k in shifts}, seed=seed)
+
 # %% ../nbs/02g_natural.ipynb #ne179542
 def density(
     market,  # a `Market`
@@ -239,7 +260,7 @@ def _cross_fitted(market, x, y, group):
     for k in range(5): p[fold == k] = market.fit(x[fold != k], y[fold != k]).predict_proba(x[fold == k])[:, 1]
     return p
 
-# %% ../nbs/02g_natural.ipynb #n4e87d29
+# %% ../nbs/02g_natural.ipynb #n69f559d
 def confidence(
     market,  # a `Market`
     name,    # of the source
@@ -248,6 +269,14 @@ def confidence(
     return float(market.labels[name].conf.mean())
 
 
+def balance(
+    market,  # a `Market`
+    name,    # of the source
+) -> float:  # in [0, 1]; 1 = the teacher calls half of the rows 1
+    "How evenly the teacher's labels are divided."
+    return float(1 - abs(2 * market.labels[name].label.mean() - 1))
+
+# %% ../nbs/02g_natural.ipynb #n5137ef8
 def agreement(
     market,  # a `Market`
     name,    # of the source
@@ -263,14 +292,6 @@ def halves(
 ) -> float:  # in [-1, 1]
     "Correlation of what teachers of two halves of the weak rows say of the rows."
     return _together(*(pseudolabel(teacher, market.sources[name].x_weak).p for teacher, _ in market.halves))
-
-
-def balance(
-    market,  # a `Market`
-    name,    # of the source
-) -> float:  # in [0, 1]; 1 = the teacher calls half of the rows 1
-    "How evenly the teacher's labels are divided."
-    return float(1 - abs(2 * market.labels[name].label.mean() - 1))
 
 # %% ../nbs/02g_natural.ipynb #n1406798
 def learnable(
@@ -297,23 +318,32 @@ def own_student(
     "Correlation on the source's rows of the teacher and of a student of pseudolabelled target rows."
     return _together(_own_student(market).predict_proba(market.sources[name].x_strong)[:, 1], market.labels[name].p)
 
-# %% ../nbs/02g_natural.ipynb #ndac17e7
-@lru_cache(maxsize=64)
-def _there(market, name):
-    "For each half teacher: what the student of its labels of the source says of the other half's target rows, what it says itself, the gold labels"
-    out, v = [], market.sources[name]
+# %% ../nbs/02g_natural.ipynb #n535e6c0
+def _tried(market, views):
+    "For each half teacher: what the student of its labels of some rows says of the other half's target rows, what it says itself, the gold labels"
+    out = []
     for teacher, rows in market.halves:
-        student = market.fit(v.x_strong, pseudolabel(teacher, v.x_weak).p)
+        student = market.fit(views.x_strong, pseudolabel(teacher, views.x_weak).p)
         out.append((student.predict_proba(market.weak.x_strong[rows])[:, 1], teacher.predict_proba(market.weak.x_weak[rows])[:, 1], market.weak.y[rows]))
     return out
 
-# %% ../nbs/02g_natural.ipynb #n1238de0
+
+@lru_cache(maxsize=64)
+def _there(market, name): return _tried(market, market.sources[name])
+
+
+def _held_out(tried): return float(np.mean([np.mean((student > .5) == y) for student, _, y in tried]))
+
+
+def _agree(tried): return float(np.mean([_together(student, teacher) for student, teacher, _ in tried]))
+
+# %% ../nbs/02g_natural.ipynb #nb331523
 def transfer(
     market,  # a `Market`
     name,    # of the source
 ) -> float:  # in [-1, 1]
     "Correlation on target rows of half a teacher and of the student of its labels of the source; neither has seen these rows."
-    return float(np.mean([_together(student, teacher) for student, teacher, _ in _there(market, name)]))
+    return _agree(_there(market, name))
 
 
 def like_own(
@@ -324,13 +354,13 @@ def like_own(
     student = market.fit(market.sources[name].x_strong, market.labels[name].p)
     return _together(student.predict_proba(market.weak.x_strong)[:, 1], _own_student(market).predict_proba(market.weak.x_strong)[:, 1])
 
-
+# %% ../nbs/02g_natural.ipynb #n6db40b0
 def holdout(
     market,  # a `Market`
     name,    # of the source
 ) -> float:  # in [0, 1]
     "Accuracy of that student on these rows, by the gold labels that the other half of the teacher has learned from."
-    return float(np.mean([np.mean((student > .5) == y) for student, _, y in _there(market, name)]))
+    return _held_out(_there(market, name))
 
 
 def holdout_r(
@@ -437,7 +467,7 @@ SOURCE_SCORES |= {" x ".join(pair): pair for pair in (("near_strong", "halves"),
                                                        ("near_strong", "transfer"), ("learnable", "transfer"), ("own_student", "transfer"), ("density_target", "halves"), ("transfer", "holdout_r"))}
 SOURCE_SCORES |= dict(own_first=own_first, at_random=at_random)
 
-# %% ../nbs/02g_natural.ipynb #n78f9596
+# %% ../nbs/02g_natural.ipynb #n90e26e2
 def source_scores(
     market: Market,        # target and sources
     scores=SOURCE_SCORES,  # name -> a function (market, source's name) -> number, or a tuple of names: the product of these, negative ones as 0
@@ -454,34 +484,39 @@ def source_scores(
         if bad: raise ValueError(f"{how}: no finite number for {', '.join(bad)}")
     return out
 
-
+# %% ../nbs/02g_natural.ipynb #n3f93708
 def natural_cell(
     problem,  # the target
     splits,   # its texts
     seed,     # of the draws
-    **options,  # names, n, rows, ...: as in `natural_market`
+    *,
+    names=SOURCES,  # data sets that are offered
+    n=600,          # rows of each
+    rows=4_000,     # a data set's rows are drawn from its first so many, where its name doesn't say
+    cache=None,     # a folder; None = the default one; False = none
+    progress=True,  # whether to show a bar where something must be computed
 ) -> pd.DataFrame:  # one row a source: `outcomes`, `source_scores`, and the sizes of the splits
     "Everything that this chapter measures for one target and one draw."
-    market = natural_market(splits, problem, seed=seed, **options)
+    market = natural_market(splits, problem, names, n, seed, rows=rows, cache=cache, progress=progress)
     return with_sizes(outcomes(market).merge(source_scores(market), on="source"), problem)
 
-# %% ../nbs/02g_natural.ipynb #n2f13053
+# %% ../nbs/02g_natural.ipynb #n0142df7
 def rank_table(
     df,      # cells of `natural_cell`, with the columns dataset (the target) and seed
     scores=tuple(SOURCE_SCORES),  # names of columns
     *,
     outcome="student",  # the column that is to be predicted
     foreign=False,      # without the target's own rows
-) -> pd.DataFrame:  # one row a target and score: dataset, how, rho, rho_one (one draw's scores), regret, regret_one, top
+) -> pd.DataFrame:  # one row a target and score: dataset, how, rho, rho_one (one draw's scores), rho_same (and that draw's outcome), regret, regret_one, top
     "Spearman's correlation of score and mean outcome over the sources of each target, and the outcome lost by taking the top source."
     rows = []
     for name, d in (df[~df.own] if foreign else df).groupby("dataset", sort=False):
         y = d.groupby("source", sort=False)[outcome].mean()
         for how in scores:
             s = d.pivot(index="source", columns="seed", values=how).reindex(y.index)
-            draws = [s[c] for c in s]
-            rows.append((name, how, _rho(s.mean(axis=1), y), np.mean([_rho(v, y) for v in draws]), _lost(s.mean(axis=1), y), np.mean([_lost(v, y) for v in draws]), s.mean(axis=1).idxmax()))
-    return pd.DataFrame(rows, columns=["dataset", "how", "rho", "rho_one", "regret", "regret_one", "top"])
+            draws, same = [s[c] for c in s], d.pivot(index="source", columns="seed", values=outcome).reindex(y.index)
+            rows.append((name, how, _rho(s.mean(axis=1), y), np.mean([_rho(v, y) for v in draws]), np.mean([_rho(s[c], same[c]) for c in s]), _lost(s.mean(axis=1), y), np.mean([_lost(v, y) for v in draws]), s.mean(axis=1).idxmax()))
+    return pd.DataFrame(rows, columns=["dataset", "how", "rho", "rho_one", "rho_same", "regret", "regret_one", "top"])
 
 
 def _rho(s, y): return rank_correlation(s.to_numpy(), y.to_numpy())
@@ -525,7 +560,7 @@ def reliability(
         rows.append((name, len(wide), wide.shape[1], r, 2 * r / (1 + r)))
     return pd.DataFrame(rows, columns=["dataset", "sources", "seeds", "half", "full"])
 
-# %% ../nbs/02g_natural.ipynb #ne855746
+# %% ../nbs/02g_natural.ipynb #n3a92d5a
 def rank_power(
     correlation,  # of score and true outcome over sources (both normal)
     sources,      # sources of each target
@@ -544,79 +579,35 @@ def rank_power(
     low = rho.mean(1) - t.ppf(.5 + level / 2, targets - 1) * rho.std(1, ddof=1) / np.sqrt(targets)
     return float(np.mean(low > 0)), float(rho.mean())
 
-
+# %% ../nbs/02g_natural.ipynb #n4af4d15
 def detectable(
     sources,      # sources of each target
     targets,      # targets
     reliability,  # of the outcome's ranking
     *,
     power=.8,     # wanted
-    **options,    # as in `rank_power`
+    level=.95,    # of the two-sided interval over targets
+    runs=2_000,   # simulated studies
+    seed=0,       # of them
 ) -> float:  # correlation with the true outcome; nan where none is enough
     "The smallest correlation, to two digits, that is seen with the wanted power."
-    return next((float(c) for c in np.arange(0, 1.001, .01) if rank_power(c, sources, targets, reliability, **options)[0] >= power), float("nan"))
-
-# %% ../nbs/02g_natural.ipynb #n6f4f9a9
-def shifted_market(
-    mixture: Mixture,  # the target
-    shifts,            # name -> (cos_e, cos_h, (easy, hard, overlap)): how far the source's patterns are turned, and its rows of each kind
-    sizes=(300, 300, 300),  # easy, hard and overlap rows of each of the target's splits
-    seed=0,            # of all draws
-) -> Market:  # target and sources; true kinds are known
-    "A target from the mixture, and sources whose patterns are turned away from the target's."
-    rng = np.random.default_rng(seed)
-    weak, w2s, val, test = (sample(mixture, sizes, rng) for _ in range(4))
-    turned = {k: Mixture(rotated(mixture.theta_e, e, rng), rotated(mixture.theta_h, h, rng), mixture.sigma2, mixture.tau2) for k, (e, h, _) in shifts.items()}
-    return Market(Problem(Labelled(weak.x_weak, weak.y), w2s, val, test, MIXTURE), weak, {k: sample(turned[k], shifts[k][2], rng) for k in shifts}, seed=seed)
+    enough = lambda c: rank_power(c / 100, sources, targets, reliability, level=level, runs=runs, seed=seed)[0] >= power
+    return bisect_left(range(100), True, key=enough) / 100 if enough(100) else float("nan")
 
 # %% ../nbs/02g_natural.ipynb #nac723b3
 EXPLORATORY = ("sciq", "openbookqa@8000", "arc_easy@8000")
 CONFIRMATION = ("commonsense_qa@8000", "social_i_qa_train@8000", "sst2", "hellaswag@8000", "boolq_train@1600", "arc_challenge@8000")
 
-# %% ../nbs/02g_natural.ipynb #n8a8928c
-def buy(
-    market: Market,  # target and sources
-    reward,          # (market, name, rows) -> number in [0, 1]: what a batch of these rows of the source is worth
-    index,           # a policy (arms, rng) -> (K,), such as `batch_ucb_index`
-    *,
-    batch=24,        # rows a round
-    rounds=25,       # queries
-    seed=0,          # of the order of rows, and of the policy
-) -> dict:  # name -> row numbers bought
-    "Buy rows batch by batch where a policy's index is largest. Raises ValueError for a reward outside [0, 1]."
-    names, order, rng = list(market.sources), np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
-    queues = [order.permutation(len(v)) for v in market.sources.values()]
-    pulls, rows, total = np.zeros((3, len(names)))
-    for _ in range(rounds):
-        value = np.where([len(q) >= r + batch for q, r in zip(queues, rows)], index(Arms(pulls.copy(), rows.copy(), total.copy(), batch, rounds), rng), -np.inf)
-        if np.isneginf(value).all(): break
-        k = int(np.argmax(value))
-        new = queues[k][int(rows[k]):int(rows[k]) + batch]
-        worth = reward(market, names[k], new)
-        if not 0 <= worth <= 1: raise ValueError(f"reward: got {worth} for {names[k]}, wanted a number in [0, 1]")
-        pulls[k], rows[k], total[k] = pulls[k] + 1, rows[k] + batch, total[k] + worth * batch
-    return {name: q[:int(r)] for name, q, r in zip(names, queues, rows)}
-
-
-def bought_accuracy(
-    market: Market,  # target and sources
-    bought,          # name -> row numbers, from `buy`
-) -> float:  # on the target's test split
-    "Accuracy of the student of all rows that were bought."
-    x, p = (np.concatenate(v) for v in zip(*((market.sources[k].x_strong[rows], market.labels[k].p[rows]) for k, rows in bought.items())))
-    return float(np.mean(market.fit(x, p).predict(market.problem.test.x_strong) == market.problem.test.y))
-
-# %% ../nbs/02g_natural.ipynb #nd597041
-def pooled_problem(
-    market: Market,  # target and sources
-) -> tuple:  # a `Problem` whose w2s rows are all rows on offer, its `Pseudolabels`, and one `Source` each
-    "Natural sources as the selection chapter's `run_selection` wants them."
-    views, ends = list(market.sources.values()), np.cumsum([0, *map(len, market.sources.values())])
-    codes = [np.unique(v.group, return_inverse=True)[1] for v in views]
-    group = np.concatenate([c + start for c, start in zip(codes, ends)])
-    joined = Views(*(np.concatenate([getattr(v, k) for v in views]) for k in ("x_weak", "x_strong", "y")), np.arange(ends[-1]), group=group)
-    labels = Pseudolabels(np.concatenate([market.labels[k].p for k in market.sources]))
-    return replace(market.problem, w2s=joined), labels, [Source(k, np.arange(a, b)) for k, a, b in zip(market.sources, ends, ends[1:])]
+# %% ../nbs/02g_natural.ipynb #n84f77c0
+def fixed_list(
+    df,       # cells of `natural_cell`, with the columns dataset and seed
+    listed=EXPLORATORY,  # targets whose outcomes make the list
+) -> pd.Series:  # (rows of df) in [0, 1]: the mean place of the row's source on the listed targets, but for the row's own target
+    "Control: sources by how well they did elsewhere, which needs these outcomes. NaN for a source that is on no list."
+    known = df[df.dataset.isin(listed) & ~df.own].groupby(["dataset", "source"]).student.mean()
+    place = known.groupby(level=0).rank(pct=True).unstack(0)
+    scores = {name: place.drop(columns=name, errors="ignore").mean(axis=1) for name in df.dataset.unique()}
+    return pd.Series([scores[d].get(s, np.nan) for d, s in zip(df.dataset, df.source)], index=df.index)
 
 # %% ../nbs/02g_natural.ipynb #n75ca9a9
 def plot_sources(
@@ -658,3 +649,101 @@ def plot_correlations(
 
 # %% ../nbs/02g_natural.ipynb #n30aee89
 CHOSEN = ("transfer", "holdout")
+
+# %% ../nbs/02g_natural.ipynb #nf701456
+def usable(
+    df,       # cells of `natural_cell`, with the columns dataset and seed
+    *,
+    level=.95,  # of the interval
+) -> pd.DataFrame:  # one row a target: dataset, n, gold, low, high, kept
+    "Targets whose gold-label student of own rows is above chance: the interval with the corrected standard error lies above one half."
+    rows = []
+    for name, d in df[df.own].groupby("dataset", sort=False):
+        half = t.ppf(.5 + level / 2, len(d) - 1) * corrected_se(d.gold, split_ratio(d, "student"))
+        rows.append((name, int(d.n.iloc[0]), d.gold.mean(), d.gold.mean() - half, d.gold.mean() + half, d.gold.mean() - half > .5))
+    return pd.DataFrame(rows, columns=["dataset", "n", "gold", "low", "high", "kept"])
+
+# %% ../nbs/02g_natural.ipynb #n72d1d54
+def buy(
+    market: Market,  # target and sources
+    reward,          # (market, name, rows) -> number in [0, 1]: what all rows bought so far of this source are worth, each
+    index,           # a policy (arms, rng) -> (K,), such as `batch_ucb_index`
+    *,
+    batch=24,        # rows a round
+    rounds=25,       # queries
+    seed=0,          # of the order of rows, and of the policy
+) -> dict:  # name -> row numbers bought
+    "Buy rows batch by batch where a policy's index is largest. Raises ValueError for a reward outside [0, 1]."
+    names, order, rng = list(market.sources), np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
+    queues = [order.permutation(len(v)) for v in market.sources.values()]
+    pulls, rows, total = np.zeros((3, len(names)))
+    for _ in range(rounds):
+        value = np.where([len(q) >= r + batch for q, r in zip(queues, rows)], index(Arms(pulls.copy(), rows.copy(), total.copy(), batch, rounds), rng), -np.inf)
+        if np.isneginf(value).all(): break
+        k = int(np.argmax(value))
+        pulls[k], rows[k] = pulls[k] + 1, rows[k] + batch
+        worth = reward(market, names[k], queues[k][:int(rows[k])])
+        if not 0 <= worth <= 1: raise ValueError(f"reward: got {worth} for {names[k]}, wanted a number in [0, 1]")
+        total[k] = worth * rows[k]
+    return {name: q[:int(r)] for name, q, r in zip(names, queues, rows)}
+
+# %% ../nbs/02g_natural.ipynb #n62c7c54
+def bought_accuracy(
+    market: Market,  # target and sources
+    bought,          # name -> row numbers, from `buy`
+) -> float:  # on the target's test split
+    "Accuracy of the student of all rows that were bought."
+    x, p = (np.concatenate(v) for v in zip(*((market.sources[k].x_strong[rows], market.labels[k].p[rows]) for k, rows in bought.items())))
+    return float(np.mean(market.fit(x, p).predict(market.problem.test.x_strong) == market.problem.test.y))
+
+# %% ../nbs/02g_natural.ipynb #n2514250
+def density_reward(
+    market,  # a `Market`
+    name,    # of the source
+    rows,    # (m,) row numbers bought
+) -> float:  # in [0, 1]
+    "Share of overlap rows, by thresholds of all rows on offer: more than a buyer knows, an upper limit."
+    return float(np.mean(market.kinds[name][rows] == "overlap"))
+
+
+def holdout_reward(
+    market,  # a `Market`
+    name,    # of the source
+    rows,    # (m,) row numbers bought
+) -> float:  # in [0, 1]
+    "`holdout` of these rows."
+    return _held_out(_tried(market, market.sources[name][rows]))
+
+# %% ../nbs/02g_natural.ipynb #nd597041
+def pooled_problem(
+    market: Market,  # target and sources
+) -> tuple:  # a `Problem` whose w2s rows are all rows on offer, its `Pseudolabels`, and one `Source` each
+    "Natural sources as the selection chapter's `run_selection` wants them."
+    views, ends = list(market.sources.values()), np.cumsum([0, *map(len, market.sources.values())])
+    codes = [np.unique(v.group, return_inverse=True)[1] for v in views]
+    group = np.concatenate([c + start for c, start in zip(codes, ends)])
+    joined = Views(*(np.concatenate([getattr(v, k) for v in views]) for k in ("x_weak", "x_strong", "y")), np.arange(ends[-1]), group=group)
+    labels = Pseudolabels(np.concatenate([market.labels[k].p for k in market.sources]))
+    return replace(market.problem, w2s=joined), labels, [Source(k, np.arange(a, b)) for k, a, b in zip(market.sources, ends, ends[1:])]
+
+# %% ../nbs/02g_natural.ipynb #n9a3a959
+def bandit_cell(
+    problem,  # the target
+    splits,   # its texts
+    seed,     # of the draws
+    *,
+    names=SOURCES,  # data sets that are offered
+    n=600,          # rows of each
+    rows=4_000,     # a data set's rows are drawn from its first so many, where its name doesn't say
+    cache=None,     # a folder; None = the default one; False = none
+    progress=True,  # whether to show a bar where something must be computed
+) -> pd.DataFrame:  # one row a way to buy: reward, policy, accuracy (of the student of all that was bought), own (share of own rows in it), rows
+    "Purchases of equal size from natural sources: by density, by holdout, at random, and own rows alone."
+    market = natural_market(splits, problem, names, n, seed, rows=rows, cache=cache, progress=progress)
+    rewards, policies = dict(density=density_reward, holdout=holdout_reward), dict(batch_ucb=batch_ucb_index, greedy=partial(ucb_index, scale=0.))
+    plays = {(r, p): buy(market, rewards[r], policies[p], seed=seed) for r in rewards for p in policies}
+    plays["none", "random"] = buy(market, lambda *_: 0., random_index, seed=seed)
+    plays["none", "own rows"] = {market.own: np.arange(len(market.sources[market.own]))}
+    size = {k: sum(map(len, b.values())) for k, b in plays.items()}
+    out = [(*k, bought_accuracy(market, b), len(b[market.own]) / size[k], size[k]) for k, b in plays.items()]
+    return with_sizes(pd.DataFrame(out, columns=["reward", "policy", "accuracy", "own", "rows"]), problem)

@@ -257,3 +257,94 @@ def test_power_of_the_null_is_its_level_and_rises():
 def test_module_imports_no_torch():
     code = "import sys, datacentric_w2s.natural; sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_same_draw_correlates_with_its_own_outcome():
+    df = cells(targets=1, noise=2.)
+    df["student"] += df.noise  # only the same draw's outcome carries this
+    r = rank_table(df, ["noise"]).iloc[0]
+    by = [spearmanr(g.noise, g.student).statistic for _, g in df.groupby("seed")]
+    assert r.rho_same == pytest.approx(np.mean(by))
+
+
+def test_targets_at_chance_are_not_usable():
+    rng = np.random.default_rng(0)
+    df = pd.concat([pd.DataFrame(dict(dataset=name, seed=range(10), own=True, n=600, gold=level + .01 * rng.normal(size=10), n_test=300, n_w2s=900, n_weak=600)) for name, level in (("good", .6), ("chance", .505))])
+    df = pd.concat([df, df.assign(own=False, gold=.9)])  # other sources don't count
+    table = usable(df).set_index("dataset")
+    assert table.kept.to_dict() == dict(good=True, chance=False)
+    v = df[df.own & (df.dataset == "good")].gold
+    half = student_t.ppf(.975, 9) * np.sqrt((.1 + 300 / 900) * v.var(ddof=1))
+    assert (table.low["good"], table.high["good"]) == pytest.approx((v.mean() - half, v.mean() + half))
+
+
+def test_fixed_list_never_uses_the_targets_own_outcomes():
+    df = cells(targets=3)
+    before = fixed_list(df, ("t0", "t1"))
+    changed = df.assign(student=np.where(df.dataset == "t0", -df.student, df.student))
+    after = fixed_list(changed, ("t0", "t1"))
+    assert before[df.dataset == "t0"].equals(after[df.dataset == "t0"]) and not before[df.dataset == "t1"].equals(after[df.dataset == "t1"])
+
+
+def test_purchases_stay_within_the_sources(market):
+    index = lambda arms, rng: np.array([3., 2., 1., 0.])
+    got = buy(market, lambda *_: .5, index, batch=25, rounds=12, seed=4)
+    assert [len(v) for v in got.values()] == [100, 100, 100, 0] and all(len(set(v)) == len(v) for v in got.values())
+    assert [len(v) for v in buy(market, lambda *_: .5, index, batch=60, rounds=99).values()] == [120] * 4
+    assert [len(v) for v in buy(market, lambda *_: .5, index, batch=121).values()] == [0] * 4
+    with pytest.raises(ValueError, match="got -1 for near"): buy(market, lambda *_: -1, index)
+
+
+def test_a_policy_sees_the_latest_reward_of_all_rows_bought(market):
+    seen = []
+    def index(arms, rng): seen.append((arms.pulls.copy(), arms.mean.copy())); return np.where(arms.pulls == 0, np.inf, arms.mean)
+    buy(market, lambda m, name, rows: len(rows) / 120, index, batch=30, rounds=6)
+    assert seen[-1][0].sum() == 5
+    for pulls, mean in seen: np.testing.assert_allclose(mean, pulls * 30 / 120)
+
+
+def test_rewards_of_all_rows_are_the_scores(market):
+    every = np.arange(120)
+    for name in market.sources:
+        assert density_reward(market, name, every) == density(market, name)
+        assert holdout_reward(market, name, every) == pytest.approx(holdout(market, name))
+    assert holdout_reward(market, "near", every[:24]) != holdout(market, "near")
+
+
+def test_pooled_problem_serves_the_selection_chapter(market):
+    from datacentric_w2s.selection import run_selection
+    problem, labels, sources = pooled_problem(market)
+    for s, (name, v) in zip(sources, market.sources.items()):
+        assert s.name == name and np.array_equal(problem.w2s.x_strong[s.rows], v.x_strong) and np.array_equal(labels.p[s.rows], market.labels[name].p)
+    df = run_selection(problem, labels, sources, "batch_ucb", rounds=6, batch=20)
+    assert len(df) == 6 and df.rows.iloc[-1] == 120
+
+
+def test_questions_of_different_sources_stay_apart_when_pooled(market):
+    m = replace(market, sources={k: replace(v, group=np.arange(120) // 2) for k, v in market.sources.items()})
+    assert len(np.unique(pooled_problem(m)[0].w2s.group)) == 60 * 4
+
+
+def test_bandit_cell_spends_one_budget(shelf):
+    splits, problem = home_problem(shelf)
+    df = bandit_cell(problem, splits, 0, names=["away"], n=60)
+    assert len(df) == 6 and df.own.between(0, 1).all() and df[df.policy == "own rows"].own.item() == 1 and df.accuracy.between(0, 1).all()
+
+
+def test_the_kept_tables_are_whole():
+    df, played = full_table("natural"), full_table("natural_bandit")
+    targets = {*EXPLORATORY, *CONFIRMATION}
+    assert set(df.dataset) == set(played.dataset) == targets and not set(EXPLORATORY) & set(CONFIRMATION)
+    size = df.groupby(["dataset", "seed"])
+    assert len(size) == 90 and (size.size() == len(SOURCES)).all() and (size.own.sum() == 1).all() and set(SOURCE_SCORES) <= set(df)
+    assert (df[df.own].source == df[df.own].dataset.str.split("@").str[0]).all() and df.notna().all().all()
+    assert (played.groupby(["dataset", "seed"]).size() == 6).all()
+
+
+def test_the_kept_verdict():
+    "What the chapter says of the confirmation, from the kept table and scipy alone"
+    df = full_table("natural")
+    d = df[df.dataset.isin(CONFIRMATION) & ~df.own].groupby(["dataset", "source"])[["student", "holdout", "transfer", "density"]].mean()
+    rho = pd.DataFrame({k: [spearmanr(g[k], g.student).statistic for _, g in d.groupby(level=0)] for k in ("holdout", "transfer", "density")})
+    half = student_t.ppf(.9875, 5) * rho.std(ddof=1) / 6**.5
+    assert (rho.mean() - half > 0).to_dict() == dict(holdout=True, transfer=False, density=False)

@@ -19,6 +19,7 @@ RUNS = [  # notebook, parameters: small budgets, since the saved outputs come fr
     ("02b_matching", dict(dataset="openbookqa", seeds=2, draws=2, subsets=8)),
     ("02c_scores", dict(dataset="openbookqa", seeds=1, mixtures=1)),
     ("02d_sweeps", dict(dataset="openbookqa", seeds=2)),
+    ("02g_natural", dict(targets="sst2", sources="sciq,openbookqa", seeds=1, n=200, mixtures=1)),
     ("03_selection", dict(dataset="sciq", seeds=1, rounds=5)),
     ("03_selection", dict(dataset="openbookqa", seeds=1, rounds=5)),
     ("07_results", dict(datasets="sst2", seeds=2)),
