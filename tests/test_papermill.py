@@ -22,6 +22,7 @@ RUNS = [  # notebook, parameters: small budgets, since the saved outputs come fr
     ("02d_sweeps", dict(dataset="openbookqa", seeds=2)),
     ("02e_rewards", dict(dataset="openbookqa", seeds=2, draws=1, mixtures=3, runs=4)),
     ("02f_session", dict(seed=1, rounds=12)),
+    ("02g_natural", dict(targets="sst2", sources="sciq,openbookqa", seeds=1, n=200, mixtures=1)),
     ("02h_ranking", dict(seed=1, budget=200)),
     ("03_selection", dict(dataset="sciq", seeds=1, rounds=5)),
     ("03_selection", dict(dataset="openbookqa", seeds=1, rounds=5)),
