@@ -609,6 +609,23 @@ def fixed_list(
     scores = {name: place.drop(columns=name, errors="ignore").mean(axis=1) for name in df.dataset.unique()}
     return pd.Series([scores[d].get(s, np.nan) for d, s in zip(df.dataset, df.source)], index=df.index)
 
+# %% ../nbs/02g_natural.ipynb #n10f75ab
+def _name_dots(ax, xy, names, size=7):
+    "Write a name beside each dot, on the first of eight places where it hides neither a dot nor another name, nor the axis"
+    ax.figure.draw_without_rendering()  # so that the axes have their size
+    to_points = 72 / ax.figure.dpi
+    dots, left = ax.transData.transform(xy) * to_points, ax.bbox.x0 * to_points
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots]
+    for dot, (x, y), name in sorted(zip(dots, xy, names), key=lambda v: -v[0][1]):
+        wide, free = .6 * size * len(name), []
+        for dx, dy in [(5, 3), (5, -9), (-5 - wide, 3), (-5 - wide, -9), (5, 10), (-5 - wide, 10), (5, -16), (-5 - wide, -16)]:
+            box = (dot[0] + dx, dot[1] + dy, dot[0] + dx + wide, dot[1] + dy + size)
+            hidden = sum(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
+            free.append((hidden + 2 * (box[0] < left), len(free), (dx, dy), box))
+        _, _, offset, box = min(free)
+        taken.append(box)
+        ax.annotate(name, (x, y), xytext=offset, textcoords="offset points", size=size)
+
 # %% ../nbs/02g_natural.ipynb #n75ca9a9
 def plot_sources(
     df,       # cells of `natural_cell` for one target, with the column seed
@@ -620,10 +637,10 @@ def plot_sources(
     "Outcome against a score, one dot a source, with bars of one corrected standard error; the target's own rows are filled."
     import matplotlib.pyplot as plt
     ax, ratio = ax or plt.gca(), split_ratio(df, "teacher")
-    for k, (name, d) in enumerate(df.groupby("source", sort=False)):
-        x, y, own = d[how].mean(), d[outcome].mean(), d.own.iloc[0]
-        ax.errorbar(x, y, corrected_se(d[outcome], ratio), fmt="o", color=PALETTE[0], mfc=PALETTE[0] if own else "w", elinewidth=.6, ms=5)
-        ax.annotate(name.split("@")[0].removesuffix("_train"), (x, y), xytext=(5, 3 if k % 2 else -9), textcoords="offset points", size=7)
+    at = df.groupby("source", sort=False)[[how, outcome, "own"]].mean()
+    for name, (x, y, own) in at.iterrows():
+        ax.errorbar(x, y, corrected_se(df[df.source == name][outcome], ratio), fmt="o", color=PALETTE[0], mfc=PALETTE[0] if own else "w", elinewidth=.6, ms=5)
+    _name_dots(ax, at[[how, outcome]].to_numpy(), [name.split("@")[0].removesuffix("_train") for name in at.index])
     ax.axhline(.5, color="k", lw=.6, ls=":")
     ax.set(xlabel=how, ylabel=f"{outcome}, test accuracy")
     return ax

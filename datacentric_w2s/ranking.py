@@ -7,6 +7,7 @@ __all__ = ['text_view', 'TextTeacher', 'text_teacher', 'Ranking', 'allocate', 'r
 
 # %% ../nbs/02h_ranking.ipynb #c003
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -142,19 +143,20 @@ def allocate(
     return take
 
 # %% ../nbs/02h_ranking.ipynb #c022
-def _known(arms, delta, costs, size):
-    "Number of the best source per cost, or None while it isn't known"
-    k = int(best_known(arms, delta, costs=costs, size=size))
-    return None if k < 0 else k
+def _id(source, i, texts): return f"{source}/{i}/{zlib.crc32(str(texts[source][i]).encode()):08x}"
 
 
-def _buy(session, texts, order, teacher, view, bar):
+def _place(id_): return int(id_.split("/")[-2])
+
+
+def _buy(session, texts, rows, teacher, view, bar):
     "Ask and tell until the session stops; returns P(y = 1) of all rows bought in this call, by their names"
+    order = {n: np.random.default_rng([session.plan.seed, 0, k]).permutation(r) for k, (n, r) in enumerate(rows.items())}
     done, p = {n: int((session.rows.source == n).sum()) for n in texts}, {}
     while query := session.ask():
         rows = order[query.source][done[query.source]:done[query.source] + query.rows]
         labels = teacher(texts[query.source][rows])
-        ids = [f"{query.source}/{i}" for i in rows]
+        ids = [_id(query.source, i, texts) for i in rows]
         session.tell(query.source, labels, view(texts[query.source][rows]), ids=ids)
         done[query.source] += len(rows)
         p |= dict(zip(ids, labels.p))
@@ -165,11 +167,10 @@ def _buy(session, texts, order, teacher, view, bar):
 def _bought(session, p, texts, teacher):
     "One row a row bought, with its place in its source; labels of an earlier call are made again"
     df = session.rows
-    df["row"] = [int(i.rpartition("/")[2]) for i in df.id]
-    lost = [i for i in df.id if i not in p]
+    df["row"] = list(map(_place, df.id))
     for s in texts:
-        mine = [i for i in lost if i.rpartition("/")[0] == s]
-        if mine: p |= dict(zip(mine, teacher(texts[s][[int(i.rpartition("/")[2]) for i in mine]]).p))
+        lost = [i for i in df.id[df.source == s] if i not in p]
+        if lost: p |= dict(zip(lost, teacher(texts[s][list(map(_place, lost))]).p))
     return df.assign(p=[p[i] for i in df.id])[["source", "row", "round", "p", "confidence", "score", "kind"]]
 
 
@@ -204,19 +205,15 @@ def rank_sources(
     path=None,     # a file to keep the session in; if it exists, the same call goes on from it
     progress=True,  # whether to show a bar
 ) -> Ranking:  # shows itself in a notebook; .table, .rows, .best, .save(folder)
-    "Find the sources that are densest in overlap, as the detector sees it. Raises ValueError for fewer than two sources, empty or shared ones, a budget below one batch, and what `Session` refuses."
+    "Find the sources that are densest in overlap, as the detector sees it. Raises ValueError for fewer than two sources, empty or shared ones, a budget below one batch, files that have changed since the session in `path`, and what `Session` refuses."
     p, (texts, rows) = get_preset(preset), _checked_sources(sources, column, shared)
     if budget < batch: raise ValueError(f"budget: got {budget} rows, wanted at least one batch ({batch}); make the batch smaller")
     if not callable(teacher): teacher = text_teacher(teacher, text_view(weak, "weak", p), preset=p)
-    view, price = student if callable(student) else text_view(student, "strong", p), _prices(costs, texts)
-    rule, sizes = reward_of(reward, rules_of(detector, p)), [len(r) for r in rows.values()]
-    until = partial(_known, delta=delta, costs=price, size=None if rule.rule == "calibrated" else sizes) if stop else None  # corrected counts are no whole rows
-    plan = Plan(list(texts), policy or (race_index if stop else "kl_ucb"), rule, batch, budget // batch, sizes, price, stop=until, seed=seed)
-    session = _opened(plan, path)
-    order = {n: np.random.default_rng([seed, 0, k]).permutation(r) for k, (n, r) in enumerate(rows.items())}
-    with tqdm(total=budget, initial=len(session.rows), desc="rows", disable=not progress) as bar: bought = _buy(session, texts, order, teacher, view, bar)
+    view = student if callable(student) else text_view(student, "strong", p)
+    session = _opened(_plan(rows, policy, reward_of(reward, rules_of(detector, p)), batch, budget // batch, _prices(costs, texts), stop, delta, seed), path, texts)
+    with tqdm(total=budget, initial=len(session.rows), desc="rows", disable=not progress) as bar: bought = _buy(session, texts, rows, teacher, view, bar)
     df = _bought(session, bought, texts, teacher)
-    return _ranking(session, df, budget, delta, _remarks(teacher, df, plan))
+    return _ranking(session, df, budget, delta, _remarks(teacher, df, session.plan))
 
 # %% ../nbs/02h_ranking.ipynb #c025
 def _prices(costs, texts):
@@ -226,21 +223,31 @@ def _prices(costs, texts):
     return tuple(float(costs[n]) for n in texts)
 
 
-def _opened(plan, path):
-    "A new session, or the one in the file, if it is of the same plan"
+def _plan(rows, policy, rule, batch, rounds, prices, stop, delta, seed):
+    "The session's plan; corrected counts are no whole rows, so that a pool's size says nothing of them"
+    sizes = [len(r) for r in rows.values()]
+    until = partial(best_known, delta=delta, costs=prices, size=None if rule.rule == "calibrated" else sizes) if stop else None
+    return Plan(list(rows), policy or (race_index if stop else "kl_ucb"), rule, batch, rounds, sizes, prices, stop=until, seed=seed)
+
+
+def _opened(plan, path, texts):
+    "A new session, or the one in the file, if it is of the same plan and of the same texts"
     if path is None or not Path(path).exists(): return Session(plan, path)
     own = {k: f for k, f in dict(policy=plan.policy, how=plan.reward.detector.how, stop=plan.stop, rates=plan.reward.rates).items() if callable(f)}
     session = Session.restore(path, **own)
     differ = [k for k in ("sources", "policy", "reward", "batch", "horizon", "sizes", "costs", "seed") if getattr(session.plan, k) != getattr(plan, k)]
     if differ: raise ValueError(f"path: the session in {Path(path).name} was made with other {', '.join(differ)}; give the same ones, or another path")
+    other = [i for i, s in zip(session.rows.id, session.rows.source) if i != _id(s, _place(i), texts)]
+    if other: raise ValueError(f"path: {len(other)} of the rows bought in {Path(path).name} are other texts now (first: row {_place(other[0])} of {other[0].rsplit('/', 2)[0]!r}); restore the files, or give another path")
     return session
 
-
+# %% ../nbs/02h_ranking.ipynb #n6b2a328
 def _ranking(session, df, budget, delta, remarks):
     "Put the answer together"
     plan, arms, now = session.plan, session.arms, session.table(delta)
     size = None if plan.reward.rule == "calibrated" else plan.sizes
-    (low, high), best = intervals(arms, delta, size=size), _known(arms, delta, plan.costs, size)
+    (low, high), known = intervals(arms, delta, size=size), best_known(arms, delta, size=size, costs=plan.costs)
+    best = None if known < 0 else int(known)
     nxt = allocate(low, high, arms.mean, now.left.to_numpy(), budget, costs=plan.costs, best=best)
     table = pd.DataFrame(dict(source=plan.sources, rows=plan.sizes, bought=now.rows, flagged=now.flagged, density=np.where(arms.rows > 0, arms.mean, np.nan), low=low, high=high,
                               cost=now.cost, known_best=np.arange(len(plan)) == (-1 if best is None else best), next=nxt))

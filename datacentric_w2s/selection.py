@@ -98,6 +98,14 @@ def _checked_arms(sources, n, allow_one, shared):
         raise ValueError(f"run_selection: {a!r} and {b!r} share {m} rows, which would be bought twice; divide them, or say shared=True")
 
 
+def _truth(sources, truth, policy):
+    "True kinds of all rows and each source's density, or None twice"
+    if policy == "oracle" and truth is None: raise ValueError("policy 'oracle' needs truth: a Partition, or the true kinds")
+    if truth is None: return None, None
+    kind = truth.kind if isinstance(truth, Partition) else np.asarray(truth)
+    return kind, [float((kind[s.rows] == "overlap").mean()) for s in sources]
+
+
 def _batch_size(sources, rounds, batch):
     "Rows a round: given, or so that the smallest source lasts"
     if rounds < 1: raise ValueError(f"rounds: got {rounds}, wanted at least 1")
@@ -107,22 +115,20 @@ def _batch_size(sources, rounds, batch):
 
 # %% ../nbs/03_selection.ipynb #nd7046a3
 def _rounds(session, sources, labels, x, order):
-    "Ask and tell until the session stops, yielding it after each round"
-    queues, number = {s.name: order.permutation(s.rows) for s in sources}, 0
+    "Ask and tell until the session stops, yielding what was told in each round"
+    queues = {s.name: order.permutation(s.rows) for s in sources}
     while query := session.ask():
         rows, queues[query.source] = np.split(queues[query.source], [query.rows])
-        session.tell(query.source, labels[rows], x[rows], ids=rows)
-        yield (number := number + 1)
+        yield session.tell(query.source, labels[rows], x[rows], ids=rows)
 
 
-def _row(session, number, kind, students, fit):
+def _row(session, told, kind, students, fit):
     "What is recorded of a round"
     bought = np.array(session.ids)
     flagged = bought[session.ledger.flag == 1]
     density = np.nan if kind is None else (kind[bought] == "overlap").mean()
     accuracies = [s.accuracy(rows) for s, rows in zip(students, (bought, flagged))] if fit else [np.nan, np.nan]
-    last = session.log.iloc[-1]
-    return number, last.source, len(bought), last.reward, density, *accuracies, last.found_by
+    return told.round, told.source, len(bought), told.reward, density, *accuracies, told.found_by
 
 # %% ../nbs/03_selection.ipynb #n5232d29
 def run_selection(
@@ -146,15 +152,13 @@ def run_selection(
     shared=False,      # sources may share rows
 ) -> pd.DataFrame:  # one row a round: round, source, rows, reward, density, accuracy, accuracy_overlap_only, thresholds
     "Buy batches by a policy, judge them, and refit the student. Paper, selection experiment. Raises ValueError for sources, policies and numbers that can't be played."
-    kind = truth.kind if isinstance(truth, Partition) else None if truth is None else np.asarray(truth)
-    if policy == "oracle" and kind is None: raise ValueError("policy 'oracle' needs truth: a Partition, or the true kinds")
     _checked_arms(sources, len(problem.w2s), allow_one, shared)
-    densities = None if kind is None else [float((kind[s.rows] == "overlap").mean()) for s in sources]
+    kind, densities = _truth(sources, truth, policy)
     plan = Plan([s.name for s in sources], policy, reward_of(reward, rules_of(detector, problem.preset)), _batch_size(sources, rounds, batch), rounds,
                 [len(s) for s in sources], costs, densities, stop, seed, allow_one, shared)
-    session, out = Session(plan), []
-    students = [_Student(problem, pseudolabels.p, l2, standardize) for _ in range(2)]
-    for t in _rounds(session, sources, pseudolabels, problem.w2s.x_strong, np.random.default_rng([seed, 0])): out.append(_row(session, t, kind, students, t % every == 0 or bool(session.stopped)))
+    session, students = Session(plan), [_Student(problem, pseudolabels.p, l2, standardize) for _ in range(2)]
+    told = _rounds(session, sources, pseudolabels, problem.w2s.x_strong, np.random.default_rng([seed, 0]))
+    out = [_row(session, t, kind, students, t.round % every == 0 or bool(session.stopped)) for t in told]
     return pd.DataFrame(out, columns=["round", "source", "rows", "reward", "density", "accuracy", "accuracy_overlap_only", "thresholds"])
 
 # %% ../nbs/03_selection.ipynb #n6fbd086

@@ -35,7 +35,7 @@ class Plan:
     sizes: tuple = None    # rows that each source holds; None, for one or for all = not known
     costs: tuple = None    # price of a row of each source; the policy's numbers are divided by it; None = all alike
     densities: tuple = None  # true densities; they serve the oracle alone
-    stop: object = None    # a function (arms) -> number of the best source, or None to go on; None = no such rule
+    stop: object = None    # a function (arms) -> number of the best source, or None or -1 to go on, such as `best_known`; None = no such rule
     seed: int = 0          # of the policy's random numbers
     allow_one: bool = False  # a single source is no error
     repeats: bool = False  # a row may be told twice
@@ -162,8 +162,8 @@ def _next(plan, state):
 def _best_known(plan, state):
     "The source that the stopping rule takes for the best, or None; or a clear error"
     k = plan.stop(_arms(plan, state)) if plan.stop and not state.ledger.warming else None
-    if k is not None and not (_whole(k, 0) and k < len(plan)): raise ValueError(f"stop: it returned {k!r}, wanted None or the number of a source, 0 to {len(plan) - 1}")
-    return None if k is None else plan.sources[k]
+    if k is not None and not (_whole(k, -1) and k < len(plan)): raise ValueError(f"stop: it returned {k!r}, wanted the number of a source, 0 to {len(plan) - 1}, or None or -1 to go on")
+    return None if k in (None, -1) else plan.sources[k]
 
 
 def _why_stopped(plan, state):

@@ -1,4 +1,6 @@
 "Selection against an independent plain loop, and the published runs by name."
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -147,3 +149,14 @@ def test_a_student_whose_rows_change_begins_again(case):
     for now in (rows[:0], rows[:60], rows[:90], rows[30:140], rows[30:140], rows[35:100], np.concatenate([rows[35:100], rows[:20]])):
         got, want = s.accuracy(now), student_accuracy(p, labels, now)
         assert got == pytest.approx(want, abs=1.5 / len(p.test), nan_ok=True)
+
+
+def test_memory_does_not_grow_with_the_rounds(case):
+    problem, labels, sources = case[0], case[1], case[-1]
+    peaks = []
+    for rounds in (4, 4, 40):  # the first run warms up what is imported late
+        tracemalloc.start()
+        run_selection(problem, labels, sources, "random", rounds=rounds, batch=200 // rounds, every=rounds)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.5 * peaks[1], peaks

@@ -383,7 +383,8 @@ def test_stopping_rule():
     assert len(session.log) == 3 and session.best == "b" and "'b'" in session.stopped
     warm = to_the_end(Session(replace(plan_of(stop=third), reward=Reward("warmup", warmup=5))))
     assert len(warm.log) == 5  # no verdict while nothing is judged
-    for odd in (2, -1, "b", True, 1.):
+    assert len(to_the_end(Session(plan_of(stop=lambda arms: -1))).log) == 9  # not known yet, as `best_known` says it
+    for odd in (2, -2, "b", True, 1.):
         bad = Session(plan_of(stop=lambda arms: odd))
         with pytest.raises(ValueError, match="stop: it returned"): bad.ask()
     with pytest.raises(ValueError, match="stop: got"): plan_of(stop=3)
