@@ -6,10 +6,10 @@
 __all__ = ['SOURCES', 'SOURCE_SCORES', 'EXPLORATORY', 'CONFIRMATION', 'CHOSEN', 'draw_questions', 'both_views', 'natural_sources',
            'Market', 'natural_market', 'moved', 'outcomes', 'shifted_accuracy', 'rotated', 'shifted_market', 'density',
            'density_within', 'density_target', 'confidence', 'balance', 'agreement', 'halves', 'learnable',
-           'own_student', 'transfer', 'like_own', 'holdout', 'holdout_r', 'near_weak', 'near_strong', 'mean_distance',
-           'coverage', 'weighted_density', 'worth', 'own_first', 'at_random', 'source_scores', 'natural_cell',
-           'rank_table', 'over_targets', 'reliability', 'rank_power', 'detectable', 'fixed_list', 'plot_sources',
-           'plot_correlations', 'usable', 'buy', 'bought_accuracy', 'density_reward', 'holdout_reward',
+           'own_student', 'transfer', 'like_own', 'holdout', 'holdout_r', 'held_out', 'near_weak', 'near_strong',
+           'mean_distance', 'coverage', 'weighted_density', 'worth', 'own_first', 'at_random', 'source_scores',
+           'natural_cell', 'rank_table', 'over_targets', 'reliability', 'rank_power', 'detectable', 'fixed_list',
+           'plot_sources', 'plot_correlations', 'usable', 'buy', 'bought_accuracy', 'density_reward', 'holdout_reward',
            'pooled_problem', 'bandit_cell']
 
 # %% ../nbs/02g_natural.ipynb #n6ebb15d
@@ -97,11 +97,11 @@ def _pooled_kinds(market):
     return dict(zip(market.sources, np.split(kind, np.cumsum([len(v) for v in market.sources.values()])[:-1])))
 
 
-def _halves(market):
+def _halves(weak, fit, seed):
     "Two teachers, each of half of the weak rows by question, with the rows of the other half"
-    names, code = np.unique(market.weak.group, return_inverse=True)
-    first = (np.random.default_rng([market.seed, 2]).permutation(len(names)) < len(names) / 2)[code]
-    return [(market.fit(market.weak.x_weak[rows], market.weak.y[rows]), np.flatnonzero(~rows)) for rows in (first, ~first)]
+    names, code = np.unique(weak.group, return_inverse=True)
+    first = (np.random.default_rng([seed, 2]).permutation(len(names)) < len(names) / 2)[code]
+    return [(fit(weak.x_weak[rows], weak.y[rows]), np.flatnonzero(~rows)) for rows in (first, ~first)]
 
 # %% ../nbs/02g_natural.ipynb #n7574e82
 @dataclass(frozen=True, eq=False)
@@ -138,7 +138,7 @@ class Market:
     def partition(self): return detect(self.problem, pseudolabel(self.teacher, self.problem.w2s.x_weak))  # of the target's w2s rows
 
     @cached_property
-    def halves(self): return _halves(self)  # two pairs: a teacher of half of the weak rows, the row numbers of the other half
+    def halves(self): return _halves(self.weak, self.fit, self.seed)  # two pairs: a teacher of half of the weak rows, the row numbers of the other half
 
 # %% ../nbs/02g_natural.ipynb #n5e9d81a
 def natural_market(
@@ -319,17 +319,17 @@ def own_student(
     return _together(_own_student(market).predict_proba(market.sources[name].x_strong)[:, 1], market.labels[name].p)
 
 # %% ../nbs/02g_natural.ipynb #n535e6c0
-def _tried(market, views):
+def _tried(weak, halves, fit, views):
     "For each half teacher: what the student of its labels of some rows says of the other half's target rows, what it says itself, the gold labels"
     out = []
-    for teacher, rows in market.halves:
-        student = market.fit(views.x_strong, pseudolabel(teacher, views.x_weak).p)
-        out.append((student.predict_proba(market.weak.x_strong[rows])[:, 1], teacher.predict_proba(market.weak.x_weak[rows])[:, 1], market.weak.y[rows]))
+    for teacher, rows in halves:
+        student = fit(views.x_strong, pseudolabel(teacher, views.x_weak).p)
+        out.append((student.predict_proba(weak.x_strong[rows])[:, 1], teacher.predict_proba(weak.x_weak[rows])[:, 1], weak.y[rows]))
     return out
 
 
 @lru_cache(maxsize=64)
-def _there(market, name): return _tried(market, market.sources[name])
+def _there(market, name): return _tried(market.weak, market.halves, market.fit, market.sources[name])
 
 
 def _held_out(tried): return float(np.mean([np.mean((student > .5) == y) for student, _, y in tried]))
@@ -369,6 +369,20 @@ def holdout_r(
 ) -> float:  # in [-1, 1]
     "Correlation of that student with these gold labels."
     return float(np.mean([_together(student, y) for student, _, y in _there(market, name)]))
+
+# %% ../nbs/02g_natural.ipynb #n63ecfa7
+def held_out(
+    weak,    # `Views` of labelled rows of the target, with their questions
+    offers,  # `Views` of the rows on offer, a list; their labels are not looked at
+    fit,     # (x, y) -> a probe
+    seed=0,  # of the halves
+) -> pd.DataFrame:  # one row a labelled row: row, question, teacher, and 0, 1, ...: whether each offer's student is right
+    "Try the students of several sources on labelled rows that neither they nor their half teacher have seen. What `holdout` averages."
+    halves = _halves(weak, fit, seed)
+    tried, rows = [_tried(weak, halves, fit, v) for v in offers], np.concatenate([rows for _, rows in halves])
+    hit = lambda half, k: (half[k] > .5) == half[2]
+    right = {k: np.concatenate([hit(half, 0) for half in t]) for k, t in enumerate(tried)}
+    return pd.DataFrame(dict(row=rows, question=weak.group[rows], teacher=np.concatenate([hit(half, 1) for half in tried[0]])) | right)
 
 # %% ../nbs/02g_natural.ipynb #nf46ac29
 @lru_cache(maxsize=64)
@@ -729,7 +743,7 @@ def holdout_reward(
     rows,    # (m,) row numbers bought
 ) -> float:  # in [0, 1]
     "`holdout` of these rows."
-    return _held_out(_tried(market, market.sources[name][rows]))
+    return _held_out(_tried(market.weak, market.halves, market.fit, market.sources[name][rows]))
 
 # %% ../nbs/02g_natural.ipynb #nd597041
 def pooled_problem(

@@ -97,9 +97,9 @@ def _checked_sources(sources, column, shared):
 @dataclass(frozen=True, eq=False, repr=False)
 class Ranking:
     "What is known of the sources after the budget is spent, and the rows that were bought."
-    table: pd.DataFrame  # one row a source, the densest per cost first: source, rows (it holds), bought, flagged, density, low, high, cost, known_best, next (rows to buy with as large a budget again)
+    table: pd.DataFrame  # one row a source, the largest share per cost first: source, rows (it holds), bought, flagged, share (of flagged rows; where the reward is calibrated, the density), low, high, cost, known_best, next (rows to buy with as large a budget again)
     rows: pd.DataFrame   # one row a row bought: source, row (its place in the source), round, p (P(y = 1)), confidence, score, kind
-    best: str | None     # the source known to be the densest per cost, or None
+    best: str | None     # the source known to have the largest share per cost, or None
     remarks: tuple       # what to beware of
 
     def save(
@@ -120,18 +120,18 @@ class Ranking:
 
 # %% ../nbs/02h_ranking.ipynb #c019
 def allocate(
-    low,     # (K,) lower ends of the densities
+    low,     # (K,) lower ends of the shares
     high,    # (K,) upper ends
     middle,  # (K,) estimates
     left,    # (K,) rows that each source still holds
     budget,  # rows to buy
     *,
-    costs=None,  # (K,) price of a row; densities per price are compared; None = all alike
+    costs=None,  # (K,) price of a row; shares per price are compared; None = all alike
+    fpr=0.,      # with costs: share of flags among rows that aren't overlap, taken off first
     best=None,   # number of the source known to be the best; None = none is known
 ) -> np.ndarray:  # (K,) rows to buy of each source, at most `budget` in all
     "Divide a number of rows among the sources that may be the best."
-    price = np.ones(len(low)) if costs is None else np.asarray(costs, float)
-    low, high, middle = (np.asarray(v) / price for v in (low, high, middle))
+    low, high, middle = (_per_price(np.asarray(v, float), costs, fpr) for v in (low, high, middle))
     may = np.arange(len(low)) == best if best is not None else high >= low.max()
     take, rest = np.zeros(len(low), int), int(min(budget, sum(left)))
     for group in [np.flatnonzero(may), *([s] for s in np.argsort(-middle, kind="stable") if not may[s])]:
@@ -141,6 +141,9 @@ def allocate(
                 m = int(min(m, left[s] - take[s]))
                 take[s], rest = take[s] + m, rest - m
     return take
+
+
+def _per_price(share, costs, fpr): return share if costs is None else np.maximum(share - fpr, 0) / np.asarray(costs)
 
 # %% ../nbs/02h_ranking.ipynb #c022
 def _id(source, i, texts): return f"{source}/{i}/{zlib.crc32(str(texts[source][i]).encode()):08x}"
@@ -164,24 +167,22 @@ def _buy(session, texts, rows, teacher, view, bar):
     return p
 
 # %% ../nbs/02h_ranking.ipynb #c023
-def _bought(session, p, texts, teacher):
-    "One row a row bought, with its place in its source; labels of an earlier call are made again"
+def _bought(session, p):
+    "One row a row bought, with its place in its source"
     df = session.rows
-    df["row"] = list(map(_place, df.id))
-    for s in texts:
-        lost = [i for i in df.id[df.source == s] if i not in p]
-        if lost: p |= dict(zip(lost, teacher(texts[s][list(map(_place, lost))]).p))
-    return df.assign(p=[p[i] for i in df.id])[["source", "row", "round", "p", "confidence", "score", "kind"]]
+    return df.assign(row=list(map(_place, df.id)), p=[p[i] for i in df.id])[["source", "row", "round", "p", "confidence", "score", "kind"]]
 
 
-def _remarks(teacher, df, plan):
+def _remarks(session, df, teacher):
     "What to beware of"
-    out = []
+    plan, out, kinds = session.plan, [], df.groupby("source").kind.nunique()
     if getattr(teacher, "at_chance", False): out.append(f"The teacher is at chance ({teacher!r}): the kinds below mean nothing.")
-    kinds = df.groupby("source").kind.nunique()
+    if session.ledger.warming: return (*out, f"Nothing is judged yet: {len(df)} rows gave no thresholds. Buy more, or take another reward.")
     if len(one := kinds.index[kinds < 2].tolist()): out.append(f"All rows bought from {', '.join(one)} are of one kind.")
-    if not plan.reward.warms: out.append(f"With the reward {plan.reward.rule!r} the intervals are a guide and no theorem: flags hang together.")
-    return tuple(out)
+    if plan.reward.warms: out.append("The intervals count the warm-up's rows, which the judge has seen; strictly they hold for the rows after it.")
+    else: out.append(f"With the reward {plan.reward.rule!r} the intervals are a guide and no theorem: flags hang together.")
+    if plan.costs and plan.fpr == 0 and plan.reward.rule != "calibrated": out.append("Prices: a false flag counts like overlap here. Give fpr, or a calibrated reward.")
+    return (*out, "A larger share is no promise of a better student: `try_sources` tries that on your labelled texts.")
 
 # %% ../nbs/02h_ranking.ipynb #c024
 def rank_sources(
@@ -194,7 +195,8 @@ def rank_sources(
     policy=None,   # whom to ask: a name of `POLICIES`, or a function (arms, rng) -> (K,); None = "kl_ucb", or to stop early `race_index`
     reward="warmup",   # what a batch pays: a name of `REWARDS`, or a `Reward`
     detector="preset",  # the detector's rules: a protocol's name, or `Rules`
-    costs=None,    # {name: price of a row}; None = all alike
+    costs=None,    # {name: price of a row}; None = all alike. The budget is in rows all the same
+    fpr=0.,        # with costs: share of flags among rows that aren't overlap, taken off before dividing (Theorem D.7)
     stop=False,    # stop as soon as the best source is known, and keep the rest of the budget
     delta=.05,     # allowed probability that some interval fails at some time
     weak=None,     # the weak model, where a teacher is made of labelled texts; None = the preset's
@@ -202,20 +204,24 @@ def rank_sources(
     column=None,   # the column of the texts in files and frames
     shared="refuse",  # texts in two sources: "refuse", or "drop" from the later one
     seed=0,        # of the order of rows and the policy
-    path=None,     # a file to keep the session in; if it exists, the same call goes on from it
+    path=None,     # a file to keep the session in; if it exists, the same call goes on from it, also with a larger budget
     progress=True,  # whether to show a bar
 ) -> Ranking:  # shows itself in a notebook; .table, .rows, .best, .save(folder)
-    "Find the sources that are densest in overlap, as the detector sees it. Raises ValueError for fewer than two sources, empty or shared ones, a budget below one batch, files that have changed since the session in `path`, and what `Session` refuses."
+    "Find the sources that are densest in overlap, as the detector sees it. Raises ValueError for fewer than two sources, empty or shared ones, a budget that ends with the warm-up, texts or models that have changed since the session in `path`, and what `Session` refuses."
     p, (texts, rows) = get_preset(preset), _checked_sources(sources, column, shared)
-    if budget < batch: raise ValueError(f"budget: got {budget} rows, wanted at least one batch ({batch}); make the batch smaller")
-    if not callable(teacher): teacher = text_teacher(teacher, text_view(weak, "weak", p), preset=p)
-    view = student if callable(student) else text_view(student, "strong", p)
-    session = _opened(_plan(rows, policy, reward_of(reward, rules_of(detector, p)), batch, budget // batch, _prices(costs, texts), stop, delta, seed), path, texts)
-    with tqdm(total=budget, initial=len(session.rows), desc="rows", disable=not progress) as bar: bought = _buy(session, texts, rows, teacher, view, bar)
-    df = _bought(session, bought, texts, teacher)
-    return _ranking(session, df, budget, delta, _remarks(teacher, df, session.plan))
+    teacher, view = _readers(teacher, student, weak, p)
+    plan = _plan(rows, policy, reward_of(reward, rules_of(detector, p)), batch, budget, _prices(costs, texts), fpr, stop, delta, seed)
+    session, labels = _opened(plan, path, texts, teacher, view)
+    with tqdm(total=budget, initial=len(session.rows), desc="rows", disable=not progress) as bar: labels |= _buy(session, texts, rows, teacher, view, bar)
+    return _ranking(session, _bought(session, labels), budget, delta, teacher)
 
 # %% ../nbs/02h_ranking.ipynb #c025
+def _readers(teacher, student, weak, p):
+    "Texts to pseudolabels, and texts to vectors"
+    if not callable(teacher): teacher = text_teacher(teacher, text_view(weak, "weak", p), preset=p)
+    return teacher, student if callable(student) else text_view(student, "strong", p)
+
+
 def _prices(costs, texts):
     "Prices in the order of the sources, or None, or a clear error"
     if costs is None: return None
@@ -223,48 +229,74 @@ def _prices(costs, texts):
     return tuple(float(costs[n]) for n in texts)
 
 
-def _plan(rows, policy, rule, batch, rounds, prices, stop, delta, seed):
-    "The session's plan; corrected counts are no whole rows, so that a pool's size says nothing of them"
+def _plan(rows, policy, rule, batch, budget, prices, fpr, stop, delta, seed):
+    "The session's plan, or a clear error"
+    for name, v in dict(batch=batch, budget=budget).items():
+        if not (isinstance(v, (int, np.integer)) and v >= 1): raise ValueError(f"{name}: got {v!r}, wanted a whole number of rows, at least 1")
+    if not 0 < delta < 1: raise ValueError(f"delta: got {delta}, wanted a probability strictly between 0 and 1, such as .05")
+    rounds, warm = -(-budget // batch), (rule.warmup or 2 * len(rows)) if rule.warms else 0
+    if rounds <= warm: raise ValueError(f"budget: {budget} rows are {rounds} batches, and the warm-up alone takes {warm}, two a source; give more rows, smaller batches, or a reward without warm-up, such as 'recount'")
     sizes = [len(r) for r in rows.values()]
-    until = partial(best_known, delta=delta, costs=prices, size=None if rule.rule == "calibrated" else sizes) if stop else None
-    return Plan(list(rows), policy or (race_index if stop else "kl_ucb"), rule, batch, rounds, sizes, prices, stop=until, seed=seed)
+    known = dict(delta=delta, costs=prices, fpr=fpr, size=None if rule.rule == "calibrated" else sizes)  # corrected counts are no whole rows, which a pool's size could limit
+    race = stop and policy is None
+    return Plan(list(rows), partial(race_index, **known) if race else policy or "kl_ucb", rule, batch, rounds, sizes, budget, prices, fpr, not race, stop=partial(best_known, **known) if stop else None, seed=seed)
+
+# %% ../nbs/02h_ranking.ipynb #n6298f2c
+_SAME = ("sources", "policy", "reward", "batch", "sizes", "costs", "fpr", "divide", "seed")  # of a plan that goes on
 
 
-def _opened(plan, path, texts):
-    "A new session, or the one in the file, if it is of the same plan and of the same texts"
-    if path is None or not Path(path).exists(): return Session(plan, path)
+def _opened(plan, path, texts, teacher, view):
+    "A new session, or the one in the file, if it is of the same plan, texts and models; and P(y = 1) of the rows that it holds"
+    if path is None or not Path(path).exists(): return Session(plan, path), {}
     own = {k: f for k, f in dict(policy=plan.policy, how=plan.reward.detector.how, stop=plan.stop, rates=plan.reward.rates).items() if callable(f)}
-    session = Session.restore(path, **own)
-    differ = [k for k in ("sources", "policy", "reward", "batch", "horizon", "sizes", "costs", "seed") if getattr(session.plan, k) != getattr(plan, k)]
-    if differ: raise ValueError(f"path: the session in {Path(path).name} was made with other {', '.join(differ)}; give the same ones, or another path")
+    session, name = Session.restore(path, **own), Path(path).name
+    differ = [k for k in _SAME if getattr(session.plan, k) != getattr(plan, k)] + ["a smaller budget"] * (plan.rows < session.plan.rows)
+    if differ: raise ValueError(f"path: the session in {name} was made with other {', '.join(differ)}; give the same ones, or another path")
     other = [i for i, s in zip(session.rows.id, session.rows.source) if i != _id(s, _place(i), texts)]
-    if other: raise ValueError(f"path: {len(other)} of the rows bought in {Path(path).name} are other texts now (first: row {_place(other[0])} of {other[0].rsplit('/', 2)[0]!r}); restore the files, or give another path")
-    return session
+    if other: raise ValueError(f"path: {len(other)} of the rows bought in {name} are other texts now (first: row {_place(other[0])} of {other[0].rsplit('/', 2)[0]!r}); restore the files, or give another path")
+    labels = _labels_again(session, texts, teacher, view, name)
+    if plan.rows > session.plan.rows: session.extend(plan.rows, plan.horizon)
+    return session, labels
+
+
+def _labels_again(session, texts, teacher, view, name):
+    "The teacher's P(y = 1) of all rows bought so far; or a clear error for another teacher or student than the session's"
+    df, out = session.rows, {}
+    for s, d in df.groupby("source"):
+        labels = teacher(texts[s][list(map(_place, d.id))])
+        if np.abs(labels.conf - d.confidence).max() > 1e-3: raise ValueError(f"path: the session in {name} was made with another teacher (its confidence in rows of {s!r} differs by up to {np.abs(labels.conf - d.confidence).max():.2g}); give the same one, or another path")
+        out |= dict(zip(d.id, labels.p))
+    led, kept = session.ledger, lambda led: np.arange(len(led.conf)) if led.warming or led.reward.rule == "recount" else np.flatnonzero(led.hard)
+    if len(led.x) and len(first := kept(led)[:1]):  # the first row whose features the session keeps
+        again = view(texts[df.source[first[0]]][[_place(df.id[first[0]])]])
+        if np.shape(again)[1:] != led.x.shape[1:] or not np.allclose(again, led.x[:1], rtol=1e-3, atol=1e-4): raise ValueError(f"path: the session in {name} was made with another student's view; give the same one, or another path")
+    return out
 
 # %% ../nbs/02h_ranking.ipynb #n6b2a328
-def _ranking(session, df, budget, delta, remarks):
-    "Put the answer together"
-    plan, arms, now = session.plan, session.arms, session.table(delta)
-    size = None if plan.reward.rule == "calibrated" else plan.sizes
-    (low, high), known = intervals(arms, delta, size=size), best_known(arms, delta, size=size, costs=plan.costs)
-    best = None if known < 0 else int(known)
-    nxt = allocate(low, high, arms.mean, now.left.to_numpy(), budget, costs=plan.costs, best=best)
-    table = pd.DataFrame(dict(source=plan.sources, rows=plan.sizes, bought=now.rows, flagged=now.flagged, density=np.where(arms.rows > 0, arms.mean, np.nan), low=low, high=high,
-                              cost=now.cost, known_best=np.arange(len(plan)) == (-1 if best is None else best), next=nxt))
-    value = table.density / np.array(plan.costs or [1.] * len(plan))
-    return Ranking(table.iloc[np.argsort(-value.to_numpy(), kind="stable")].reset_index(drop=True), df, None if best is None else plan.sources[best], remarks)
+def _ranking(session, df, budget, delta, teacher):
+    "Put the answer together; nothing is said where nothing is judged yet"
+    plan, arms, now, blind = session.plan, session.arms, session.table(delta), session.ledger.warming
+    size, money = None if plan.reward.rule == "calibrated" else plan.sizes, dict(costs=plan.costs, fpr=plan.fpr)
+    low, high = np.tile([[0.], [1.]], len(plan)) if blind else intervals(arms, delta, size=size)
+    known = -1 if blind else int(best_known(arms, delta, size=size, **money))
+    share = np.where((arms.rows > 0) & ~np.bool_(blind), arms.mean, np.nan)
+    nxt = allocate(low, high, np.nan_to_num(share), now.left.to_numpy(), budget, best=None if known < 0 else known, **money)
+    table = pd.DataFrame(dict(source=plan.sources, rows=plan.sizes, bought=now.rows, flagged=now.flagged, share=share, low=low, high=high,
+                              cost=now.cost, known_best=np.arange(len(plan)) == known, next=nxt))
+    order = np.argsort(-np.nan_to_num(_per_price(share, *money.values()), nan=-1), kind="stable")
+    return Ranking(table.iloc[order].reset_index(drop=True), df, None if known < 0 else plan.sources[known], _remarks(session, df, teacher))
 
 # %% ../nbs/02h_ranking.ipynb #c029
 def plot_ranking(
     ranking,  # a `Ranking`
     ax=None,  # matplotlib axes; None = the current ones
 ):  # the axes
-    "Density of each source with its interval, the rows bought written beside it."
+    "Share flagged of each source with its interval, the rows bought written beside it."
     import matplotlib.pyplot as plt
     ax, t = ax or plt.gca(), ranking.table
     y = -np.arange(len(t))
     ax.hlines(y, t.low, t.high, color=[PALETTE[0] if b else "#888888" for b in t.known_best], lw=3, alpha=.6)
-    ax.scatter(t.density, y, c=[PALETTE[0] if b else "#444444" for b in t.known_best], zorder=3)
+    ax.scatter(t.share, y, c=[PALETTE[0] if b else "#444444" for b in t.known_best], zorder=3)
     for k, r in enumerate(t.itertuples()): ax.annotate(f"{r.bought:,} bought", (1.02, y[k]), xycoords=("axes fraction", "data"), va="center", size=9, annotation_clip=False)
     ax.set_yticks(y, t.source)
     ax.set(xlabel="share flagged as overlap, with its interval", xlim=(0, 1), ylim=(-len(t) + .4, .6))

@@ -12,6 +12,7 @@ import json
 import os
 import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,12 @@ class Plan:
     policy: object = "batch_ucb"  # "oracle", a name of `POLICIES`, or a function (arms, rng) -> one number a source
     reward: object = "warmup"  # what a batch pays: a `Reward`, or a name of `REWARDS` with the default detector
     batch: int = 20        # rows a round
-    horizon: int = 25      # rounds in all, T
+    horizon: int = 25      # rounds in all, T, as policies count on it
     sizes: tuple = None    # rows that each source holds; None, for one or for all = not known
-    costs: tuple = None    # price of a row of each source; the policy's numbers are divided by it; None = all alike
+    rows: int = None       # rows in all; the last batch is cut to them, and rounds are not counted; None = `horizon` rounds
+    costs: tuple = None    # price of a row of each source; None = all alike
+    fpr: float = 0.        # with costs: share of flags among rows that aren't overlap, taken off the policy's numbers (Theorem D.7)
+    divide: bool = True    # with costs: divide the policy's numbers by them; False = it has them in it
     densities: tuple = None  # true densities; they serve the oracle alone
     stop: object = None    # a function (arms) -> number of the best source, or None or -1 to go on, such as `best_known`; None = no such rule
     seed: int = 0          # of the policy's random numbers
@@ -74,6 +78,8 @@ def _checked_plan(p):
     p_sources = _checked_names(p.sources, p.allow_one)
     for name in ("batch", "horizon"):
         if not _whole(getattr(p, name)): raise ValueError(f"{name}: got {getattr(p, name)!r}, wanted a whole number of at least 1")
+    if p.rows is not None and not _whole(p.rows): raise ValueError(f"rows: got {p.rows!r}, wanted a whole number of at least 1, or None")
+    if not (_is_number(p.fpr) and 0 <= p.fpr < 1): raise ValueError(f"fpr: got {p.fpr!r}, wanted a share within [0, 1)")
     if not _whole(p.seed, 0): raise ValueError(f"seed: got {p.seed!r}, wanted a whole number of at least 0")
     if not callable(p.policy) and p.policy != "oracle" and p.policy not in POLICIES:
         raise ValueError(f"policy: got {p.policy!r}, wanted oracle, {', '.join(POLICIES)}, or a function (arms, rng) -> one number a source")
@@ -146,17 +152,22 @@ def _best(plan, value, can):
     "The policy's number of each source per price, -inf where it can't be asked; or a clear error"
     if np.isnan(value[can]).any(): raise ValueError(f"policy: it returned {value.tolist()}; NaN can't be compared. Return -inf for a source that must not be asked")
     if np.isneginf(value[can]).all(): raise ValueError(f"policy: it returned {value.tolist()}, and refuses every source that can be asked; to end a session, use a stopping rule")
-    if plan.costs and (value[can] < 0)[~np.isneginf(value[can])].any(): raise ValueError(f"policy: it returned {value.tolist()}; with costs the numbers must not be negative, since a price would raise them")
-    return np.where(can, value / np.array(plan.costs or [1.] * len(plan)), -np.inf)
+    if not (plan.costs and plan.divide): return np.where(can, value, -np.inf)
+    if (value[can] < 0)[~np.isneginf(value[can])].any(): raise ValueError(f"policy: it returned {value.tolist()}; with costs the numbers must not be negative, since a price would raise them")
+    true = np.where(np.isneginf(value), value, np.maximum(value - plan.fpr * (plan.policy != "oracle"), 0))
+    return np.where(can, true / np.array(plan.costs), -np.inf)
 
 # %% ../nbs/02f_session.ipynb #c017
+def _still(plan, state): return np.inf if plan.rows is None else plan.rows - len(state.ids)  # rows that may be bought
+
+
 def _next(plan, state):
     "The next question"
     arms, left, t = _arms(plan, state), _left(plan, state), len(state.log)
     turn = state.ledger.warming and plan.reward.order == "round robin"
     value = np.where(left > 0, 0 - arms.pulls, -np.inf) if turn else _best(plan, _index(plan, arms, np.random.default_rng([plan.seed, 1, t])), left > 0)
     s = int(np.argmax(value))
-    return Query(t + 1, plan.sources[s], int(min(plan.batch, left[s])), "warm-up" if turn else "policy", tuple(value.tolist()))
+    return Query(t + 1, plan.sources[s], int(min(plan.batch, left[s], _still(plan, state))), "warm-up" if turn else "policy", tuple(value.tolist()))
 
 
 def _best_known(plan, state):
@@ -169,7 +180,8 @@ def _best_known(plan, state):
 def _why_stopped(plan, state):
     "Why no more is asked; empty while there is more to ask"
     if best := _best_known(plan, state): return f"the stopping rule takes {best!r} for the best source"
-    if len(state.log) >= plan.horizon: return f"all {plan.horizon} rounds are told"
+    if plan.rows is None and len(state.log) >= plan.horizon: return f"all {plan.horizon} rounds are told"
+    if _still(plan, state) <= 0: return f"all {plan.rows:,} rows are told"
     return "" if (_left(plan, state) > 0).any() else "all sources are dry"
 
 # %% ../nbs/02f_session.ipynb #c019
@@ -240,7 +252,10 @@ def _write(path, content):
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/02f_session.ipynb #c024
-def _named(f): return dict(function=getattr(f, "__name__", type(f).__name__)) if callable(f) else f
+def _named(f):
+    "A function by its name, and a partial one by its arguments, too"
+    if isinstance(f, partial): return dict(function=f"{_named(f.func)['function']}({', '.join([*map(repr, f.args), *(f'{k}={v!r}' for k, v in f.keywords.items())])})")
+    return dict(function=getattr(f, "__name__", type(f).__name__)) if callable(f) else f
 
 
 def _recipe(plan, state):
@@ -349,7 +364,7 @@ def restore(
     stop=None,    # likewise: the stopping rule
     rates=None,   # likewise: the calibration's rates, while they aren't known yet
 ):  # the `Session`, which goes on as if it had never been left
-    "Read a session from its file. Raises ValueError for a damaged or foreign file, and for functions that are missing or others."
+    "Read a session from its file. Raises ValueError for a damaged or foreign file, and for functions that are missing or of another name (a file holds no more of them; of `partial` ones, the arguments)."
     self, content = cls.__new__(cls), Path(path).read_bytes()
     self.plan, self._state = _from_file(content, path, dict(policy=policy, how=how, stop=stop, rates=rates))
     self.path, self._last = Path(path), content.partition(b"\n")[0]
@@ -396,6 +411,22 @@ def ledger(self: Session):
     "All batches, and what the reward rule says of them"
     return self._state.ledger
 
+# %% ../nbs/02f_session.ipynb #ndc3652a
+@patch
+def extend(
+    self: Session,
+    rows=None,     # rows in all from now on, where the plan counts rows
+    horizon=None,  # rounds in all, else
+):
+    "Buy more than was planned. Raises ValueError for less than before."
+    more = {k: v for k, v in dict(rows=rows, horizon=horizon).items() if v is not None}
+    if less := [k for k, v in more.items() if getattr(self.plan, k) is None or v < getattr(self.plan, k)]: raise ValueError(f"extend: {less[0]} was {getattr(self.plan, less[0])}, got {more[less[0]]}; a session can only grow")
+    before, self.plan = self.plan, replace(self.plan, **more)
+    try: self._commit(replace(self._state, asked=None))
+    except BaseException:
+        self.plan = before
+        raise
+
 # %% ../nbs/02f_session.ipynb #c038
 @patch(as_prop=True)
 def log(self: Session):
@@ -427,7 +458,7 @@ def estimates(
     seen, K = self._state.seen.reshape(-1, 2, len(self.plan)), len(self.plan)
     rows = seen[:, 0]
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean, radius = seen[:, 1] / rows, np.sqrt(np.log(2 * K * self.plan.horizon / delta) / (2 * rows))
+        mean, radius = seen[:, 1] / rows, np.sqrt(np.log(2 * K * max(self.plan.horizon, len(seen)) / delta) / (2 * rows))
     low, high = np.maximum(mean - radius, 0), np.minimum(mean + radius, 1)
     return pd.DataFrame(dict(round=np.repeat(np.arange(1, len(seen) + 1), K), source=np.tile(np.array(self.plan.sources), len(seen)),
                              rows=rows.ravel(), estimate=mean.ravel(), low=low.ravel(), high=high.ravel()))

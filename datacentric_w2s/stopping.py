@@ -225,14 +225,17 @@ def race_index(
     delta=.05,   # of the intervals
     how="kl",    # intervals, see `intervals`
     size=None,   # rows that each source holds, for pools
-) -> np.ndarray:  # (..., K) the larger, the sooner queried
-    "The leader or its challenger, whichever has fewer pulls. Theorem D.8."
-    _, high = intervals(arms, delta, how, size)
+    costs=None,  # (K,) cost of a row of each source: leader and challenger per unit of money; None = equal
+    fpr=0.,      # with costs: share of flags among rows that aren't overlap
+) -> np.ndarray:  # (..., K) the larger, the sooner queried; not to be divided by costs again
+    "The leader or its challenger, whichever has fewer pulls. Theorem D.8, whose (iii) is for equal costs."
+    mean, (_, high) = arms.mean, intervals(arms, delta, how, size)
+    if costs is not None: mean, high = (_per_money(v, costs, fpr) for v in (mean, high))
     each = np.arange(arms.pulls.shape[-1])
-    leader = each == arms.mean.argmax(-1)[..., None]
+    leader = each == mean.argmax(-1)[..., None]
     challenger = each == np.where(leader, -1, high).argmax(-1)[..., None]
-    index = np.where(leader | challenger, 1 + 1 / np.maximum(arms.pulls, 1), high / 2)
-    return np.where(arms.pulls == 0, np.inf, index)
+    rest = high / np.maximum(2 * high.max(-1, keepdims=True), 1e-12)
+    return np.where(arms.pulls == 0, np.inf, np.where(leader | challenger, 1 + 1 / np.maximum(arms.pulls, 1), rest))
 
 # %% ../nbs/01c_stopping.ipynb #c053
 def _worst_level(N, n, K, delta, how):

@@ -47,7 +47,7 @@ def test_the_densest_source_comes_first_and_gets_the_most_rows(seed):
     c = Case(seed)
     r = rank(c.files((.1, .3, .8)), c.teacher, c.view, 300, seed=seed)
     assert r.table.source[0] == "0.8" and r.table.bought.iloc[0] == r.table.bought.max() and r.table.bought.sum() == len(r.rows) == 300
-    assert ((r.table.low <= r.table.density) & (r.table.density <= r.table.high)).all()
+    assert ((r.table.low <= r.table.share) & (r.table.share <= r.table.high)).all()
 
 
 def test_only_bought_rows_are_read_and_each_once(case):
@@ -93,9 +93,56 @@ def test_an_interrupted_call_goes_on_as_if_nothing_had_happened(case, tmp_path, 
 
 def test_a_session_of_other_files_is_refused(case, tmp_path):
     files = case.files((.2, .6))
-    rank(files, case.teacher, case.view, 80, path=tmp_path / "s")
-    with pytest.raises(ValueError, match="made with other sources"): rank({"a": files["0.2"], "0.6": files["0.6"]}, case.teacher, case.view, 80, path=tmp_path / "s")
-    with pytest.raises(ValueError, match="made with other sizes"): rank({k: v[:200] for k, v in files.items()}, case.teacher, case.view, 80, path=tmp_path / "s")
+    on = partial(rank, budget=120, path=tmp_path / "s")
+    on(files, case.teacher, case.view)
+    with pytest.raises(ValueError, match="made with other sources"): on({"a": files["0.2"], "0.6": files["0.6"]}, case.teacher, case.view)
+    with pytest.raises(ValueError, match="made with other sizes"): on({k: v[:200] for k, v in files.items()}, case.teacher, case.view)
+    with pytest.raises(ValueError, match="are other texts now"): on({k: v[::-1] for k, v in files.items()}, case.teacher, case.view)
+    with pytest.raises(ValueError, match="another teacher"): on(files, lambda t: Pseudolabels(1 - case.labels[case.at(t)] ** 2), case.view)
+    with pytest.raises(ValueError, match="another student's view"): on(files, case.teacher, lambda t: case.view(t)[:, ::-1])
+    with pytest.raises(ValueError, match="a smaller budget"): on(files, case.teacher, case.view, budget=100)
+    assert len(on(files, case.teacher, case.view).rows) == 120
+
+
+@pytest.mark.parametrize("reward", ["published", "recount", "warmup"])
+def test_a_larger_budget_goes_on_from_the_rows_bought(case, tmp_path, reward):
+    files, on = case.files((.2, .6)), partial(rank, reward=reward, path=tmp_path / "s")
+    first, more = on(files, case.teacher, case.view, 130), on(files, case.teacher, case.view, 205)
+    assert (len(first.rows), len(more.rows)) == (130, 205) and more.rows.groupby("round").size().tolist()[6:8] == [10, 20]
+    pd.testing.assert_frame_equal(first.rows[["source", "row", "p"]], more.rows[["source", "row", "p"]].head(130))
+
+
+def test_another_delta_is_another_stopping_rule(case, tmp_path):
+    files, on = case.files((.2, .6)), partial(rank, budget=160, stop=True, path=tmp_path / "s")
+    on(files, case.teacher, case.view)
+    with pytest.raises(ValueError, match="delta=0.5"): on(files, case.teacher, case.view, delta=.5)
+
+
+def test_nothing_is_said_of_rows_that_are_not_judged(case):
+    files = case.files((.2, .6))
+    with pytest.raises(ValueError, match="80 rows are 4 batches, and the warm-up alone takes 4"): rank(files, case.teacher, case.view, 80)
+    flat = rank(files, lambda t: Pseudolabels(np.full(len(t), .7)), case.view, 120)  # one confidence: no threshold splits it
+    assert flat.best is None and flat.table.share.isna().all() and (flat.table.low == 0).all() and (flat.table.high == 1).all()
+    assert "Nothing is judged yet" in flat.remarks[-1] and flat.table.next.sum() == 120
+
+
+def test_with_prices_the_race_is_about_the_money():
+    "The best per cost is found, in fewer rows than by turns; a race by shares alone would chase the dear source"
+    c, spent = Case(1), {}
+    files, prices = c.files((.1, .3, .7), seed=1), {"0.1": 1, "0.3": 1, "0.7": 10}
+    for policy in (None, "round_robin"):
+        r = rank(files, c.teacher, c.view, 700, costs=prices, stop=True, policy=policy, seed=1)
+        spent[policy] = len(r.rows)
+        assert r.best == "0.3" and r.table.source[0] == "0.3"
+    assert spent[None] <= spent["round_robin"] + 40
+
+
+def test_false_flags_are_taken_off_before_the_price(case):
+    files = case.files((.1, .6))
+    plain = rank(files, case.teacher, case.view, 400, costs={"0.1": 1, "0.6": 9})
+    mended = rank(files, case.teacher, case.view, 400, costs={"0.1": 1, "0.6": 9}, fpr=.1)
+    assert plain.table.source[0] == "0.1" and mended.table.source[0] == "0.6"
+    assert any("Prices" in r for r in plain.remarks) and not any("Prices" in r for r in mended.remarks)
 
 
 def test_equal_sources_are_rarely_told_apart():
@@ -125,7 +172,7 @@ def test_odd_sources_are_refused(files, message):
 
 def test_odd_numbers_are_refused(case):
     files = case.files((.2, .6))
-    for options, message in ((dict(budget=5), "at least one batch"), (dict(costs={"0.2": 1.}), "wanted one for each"), (dict(costs={"0.2": 1., "0.6": 0.}), "prices above 0"), (dict(reward="best"), "wanted one of"),
+    for options, message in ((dict(budget=5), "the warm-up alone takes 4"), (dict(budget=5.), "budget: got 5.0"), (dict(batch=0), "batch: got 0"), (dict(delta=0), "strictly between"), (dict(fpr=1), "fpr: got 1"), (dict(costs={"0.2": 1.}), "wanted one for each"), (dict(costs={"0.2": 1., "0.6": 0.}), "prices above 0"), (dict(reward="best"), "wanted one of"),
                              (dict(shared="keep"), "refuse"), (dict(policy=lambda arms, rng: [1]), "wanted 2 numbers")):
         with pytest.raises(ValueError, match=message): rank(files, case.teacher, case.view, **dict(budget=160) | options)
 
