@@ -9,8 +9,8 @@ __all__ = ['SOURCES', 'SOURCE_SCORES', 'EXPLORATORY', 'CONFIRMATION', 'CHOSEN', 
            'own_student', 'transfer', 'like_own', 'holdout', 'holdout_r', 'held_out', 'near_weak', 'near_strong',
            'mean_distance', 'coverage', 'weighted_density', 'worth', 'own_first', 'at_random', 'source_scores',
            'natural_cell', 'rank_table', 'over_targets', 'reliability', 'rank_power', 'detectable', 'fixed_list',
-           'plot_sources', 'plot_correlations', 'usable', 'buy', 'bought_accuracy', 'density_reward', 'holdout_reward',
-           'pooled_problem', 'bandit_cell']
+           'plot_sources', 'plot_correlations', 'usable', 'again_cell', 'buy', 'bought_accuracy', 'density_reward',
+           'holdout_reward', 'pooled_problem', 'bandit_cell']
 
 # %% ../nbs/02g_natural.ipynb #n6ebb15d
 import zlib
@@ -693,6 +693,31 @@ def usable(
         half = t.ppf(.5 + level / 2, len(d) - 1) * corrected_se(d.gold, split_ratio(d, "student"))
         rows.append((name, int(d.n.iloc[0]), d.gold.mean(), d.gold.mean() - half, d.gold.mean() + half, d.gold.mean() - half > .5))
     return pd.DataFrame(rows, columns=["dataset", "n", "gold", "low", "high", "kept"])
+
+# %% ../nbs/02g_natural.ipynb #n0fb3e53
+def again_cell(
+    problem,  # the target
+    splits,   # its texts
+    seed,     # of the draws
+    *,
+    names=SOURCES,  # data sets that are offered
+    n=600,          # rows of each
+    rows=4_000,     # a data set's rows are drawn from its first so many, where its name doesn't say
+    cache=None,     # a folder; None = the default one; False = none
+    progress=True,  # whether to show a bar where something must be computed
+) -> pd.DataFrame:  # one row a source: source, own, n, student, holdout, density; and on two halves of the target's questions, student_a, student_b, holdout_a
+    "Two scores and the outcome alone, for draws beside the study's."
+    market = natural_market(splits, problem, names, n, seed, rows=rows, cache=cache, progress=progress)
+    test, out = market.problem.test, []
+    a, held_a = _half_a(test.group), np.concatenate([_half_a(market.weak.group[r]) for _, r in market.halves])
+    for name, v in market.sources.items():
+        hit = market.fit(v.x_strong, market.labels[name].p).predict(test.x_strong) == test.y
+        held = np.concatenate([(s > .5) == y for s, _, y in _there(market, name)])
+        out.append((name, name == market.own, len(v), hit.mean(), holdout(market, name), density(market, name), hit[a].mean(), hit[~a].mean(), held[held_a].mean()))
+    return with_sizes(pd.DataFrame(out, columns=["source", "own", "n", "student", "holdout", "density", "student_a", "student_b", "holdout_a"]), problem)
+
+
+def _half_a(group): return np.array([zlib.crc32(str(g).encode()) % 2 == 0 for g in group])  # the same half of the questions in each draw
 
 # %% ../nbs/02g_natural.ipynb #n72d1d54
 def buy(

@@ -322,7 +322,7 @@ def write_full_table(
 
 # %% ../nbs/07_results.ipynb #c025
 EXPERIMENTS = {"accuracies": "results.accuracies_cell", "detection": "detection.detection_cell", "mixing": "mixing.mixing_cell", "matching": "matching.matching_cell",
-               "scores": "scores.scores_cell", "sweeps": "sweeps.sweep_cell", "natural": "natural.natural_cell", "natural_bandit": "natural.bandit_cell"}
+               "scores": "scores.scores_cell", "sweeps": "sweeps.sweep_cell", "natural": "natural.natural_cell", "natural_bandit": "natural.bandit_cell", "natural_again": "natural.again_cell"}
 
 
 def settings(

@@ -20,7 +20,8 @@ from .regret import Arms
 def _value(s, detector):
     "The value right of the change point of the scores `s`, or None where there is nothing to split"
     if len(s) < 2 * detector.min_size or len(s) < 2 or np.ptp(s) == 0: return None
-    return np.sort(s)[change_point(s, min_size=detector.min_size, jump=detector.jump if len(s) > 2 * detector.jump else 1)]
+    least = -(-max(detector.min_size, 1) // detector.jump) * detector.jump + detector.min_size  # scores from which the grid has a split, as in the published code's library
+    return np.sort(s)[change_point(s, min_size=detector.min_size, jump=detector.jump if len(s) >= least else 1)]
 
 
 def _cut(choices, detector, none):

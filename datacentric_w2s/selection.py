@@ -80,8 +80,8 @@ class _Student:
         "On the test split; nan without rows, or with labels of one class"
         p, test = self.p[rows], self.problem.test
         if len(p) == 0 or p.min() == p.max() and p.min() in (0, 1): return np.nan
-        more = np.setdiff1d(rows, self.rows)
-        if self.probe is None or len(more) + len(self.rows) > len(rows): self.probe, more = self.new(), rows  # some rows are gone: begin again
+        old, more = len(self.rows), rows[len(self.rows):]
+        if self.probe is None or not np.array_equal(rows[:old], self.rows): self.probe, more = self.new(), rows  # other rows than before: begin again
         if len(more): self.probe.partial_fit(self.problem.w2s.x_strong[more], self.p[more])
         self.rows = rows
         return float(np.mean(self.probe.predict(test.x_strong) == test.y))
@@ -98,11 +98,12 @@ def _checked_arms(sources, n, allow_one, shared):
         raise ValueError(f"run_selection: {a!r} and {b!r} share {m} rows, which would be bought twice; divide them, or say shared=True")
 
 
-def _truth(sources, truth, policy):
-    "True kinds of all rows and each source's density, or None twice"
+def _truth(sources, truth, policy, n):
+    "True kinds of all n rows and each source's density, or None twice; or a clear error"
     if policy == "oracle" and truth is None: raise ValueError("policy 'oracle' needs truth: a Partition, or the true kinds")
     if truth is None: return None, None
     kind = truth.kind if isinstance(truth, Partition) else np.asarray(truth)
+    if kind.shape != (n,): raise ValueError(f"truth: got shape {kind.shape}, wanted ({n},), one kind for each row of the w2s split")
     return kind, [float((kind[s.rows] == "overlap").mean()) for s in sources]
 
 
@@ -152,10 +153,11 @@ def run_selection(
     shared=False,      # sources may share rows
 ) -> pd.DataFrame:  # one row a round: round, source, rows, reward, density, accuracy, accuracy_overlap_only, thresholds
     "Buy batches by a policy, judge them, and refit the student. Paper, selection experiment. Raises ValueError for sources, policies and numbers that can't be played."
-    _checked_arms(sources, len(problem.w2s), allow_one, shared)
-    kind, densities = _truth(sources, truth, policy)
+    _checked_arms(sources, n := len(problem.w2s), allow_one, shared)
+    kind, densities = _truth(sources, truth, policy, n)
+    if len(pseudolabels) != n or not every >= 1: raise ValueError(f"run_selection: got {len(pseudolabels)} pseudolabels for {n} rows of the w2s split" if len(pseudolabels) != n else f"every: got {every}, wanted at least 1")
     plan = Plan([s.name for s in sources], policy, reward_of(reward, rules_of(detector, problem.preset)), _batch_size(sources, rounds, batch), rounds,
-                [len(s) for s in sources], costs, densities, stop, seed, allow_one, shared)
+                [len(s) for s in sources], costs=costs, densities=densities, stop=stop, seed=seed, allow_one=allow_one, repeats=shared)
     session, students = Session(plan), [_Student(problem, pseudolabels.p, l2, standardize) for _ in range(2)]
     told = _rounds(session, sources, pseudolabels, problem.w2s.x_strong, np.random.default_rng([seed, 0]))
     out = [_row(session, t, kind, students, t.round % every == 0 or bool(session.stopped)) for t in told]

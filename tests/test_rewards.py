@@ -44,7 +44,7 @@ class Plain:
 
     def cut(self, batch, seen, pooled):
         for s, name in ((seen, "pooled"),) if pooled else ((batch, "batch"), (seen, "pooled")):
-            if len(s) >= 2 and np.ptp(s) > 0: return np.sort(s)[change_point(s, jump=self.jump if len(s) > 2 * self.jump else 1)], name
+            if len(s) >= 2 and np.ptp(s) > 0: return np.sort(s)[change_point(s, jump=self.jump if len(s) > self.jump else 1)], name
         return np.inf, "none"
 
     def flag(self, rows):

@@ -21,8 +21,8 @@ def binseg(s):
     return s[ruptures.Binseg(model="l2").fit(s.reshape(-1, 1)).predict(n_bkps=1)[0]]
 
 
-def plain_selection(problem, labels, sources, policy, kind, T, seed):
-    "The published selection script in plain words: one row a round of source, rows, reward, density, both students' predictions"
+def plain_selection(problem, labels, sources, policy, kind, T, seed, fit=True, coins=()):
+    "The published selection script in plain words: one row a round of source, rows, reward, density, both students' predictions; `coins` are the sources that a random policy asked"
     conf, x, y = 2 * np.abs(labels.p - .5), problem.w2s.x_strong, labels.p
     order = np.random.default_rng([seed, 0])
     queues = [list(order.permutation(s.rows)) for s in sources]
@@ -31,18 +31,19 @@ def plain_selection(problem, labels, sources, policy, kind, T, seed):
     bought, flagged, hard, scores, out = [], [], [], [], []
     for t in range(T):
         if policy == "oracle": s = int(np.argmax([np.mean(kind[a.rows] == "overlap") for a in sources]))
+        elif policy == "random": s = [a.name for a in sources].index(coins[t])
         elif (count == 0).any(): s = int(np.argmax(count == 0))
         else: s = int(np.argmax(total / count + np.sqrt(2 * np.log(T)) / count))
         rows, queues[s] = queues[s][:batch], queues[s][batch:]
         cut = binseg(conf[rows])
         easy_or_overlap = [r for r in rows if not conf[r] < cut]
         hard += [r for r in rows if conf[r] < cut]
-        new = [max(x[r] @ x[h] for h in hard) for r in easy_or_overlap]
+        new = [(x[hard] @ x[r]).max() for r in easy_or_overlap]
         scores += new
         found = [r for r, v in zip(easy_or_overlap, new) if v >= binseg(scores)]
         bought, flagged = bought + rows, flagged + found
         total[s], count[s] = total[s] + len(found) / len(rows), count[s] + 1
-        out.append((t + 1, sources[s].name, len(bought), len(found) / len(rows), np.mean(kind[bought] == "overlap"), *(student(problem, x, y, r) for r in (bought, flagged))))
+        out.append((t + 1, sources[s].name, len(bought), len(found) / len(rows), np.mean(kind[bought] == "overlap"), *(student(problem, x, y, r) if fit or t == T - 1 else np.nan for r in (bought, flagged))))
     return pd.DataFrame(out, columns=["round", "source", "rows", "reward", "density", "accuracy", "accuracy_overlap_only"])
 
 
@@ -56,12 +57,19 @@ def student(problem, x, p, rows):
     return np.mean(fit.predict(z(problem.test.x_strong)) == problem.test.y)
 
 
-@pytest.fixture(scope="module")
-def case():
-    p = mixture_problem(Mixture.published(np.random.default_rng(3)), (500, 500, 500), seed=3)
+def made(size):
+    p = mixture_problem(Mixture.published(np.random.default_rng(3)), (size,) * 3, seed=3)
     labels = evaluate(p, l2=1e-3).pseudolabels
     truth = Partition(p.w2s.kind, labels.conf, np.where(p.w2s.kind == "hard", np.nan, 0.), 0, 0, "true kinds")
     return p, labels, truth, make_sources(truth, (.1, .9), seed=3)
+
+
+@pytest.fixture(scope="module")
+def case(): return made(500)
+
+
+@pytest.fixture(scope="module")
+def large(): return made(1000)  # batches that the published grid of five can split
 
 
 @pytest.mark.parametrize("policy", ["oracle", "reference_ucb"])
@@ -85,6 +93,18 @@ def test_growing_students_are_those_of_a_fit_from_zero(case, reward, standardize
         bought = np.append(bought, rows)
         assert r.accuracy == pytest.approx(student_accuracy(p, labels, bought, standardize=standardize), abs=1.5 / len(p.test))  # a row at the boundary
         assert r.density == pytest.approx((truth.kind[bought] == "overlap").mean())
+
+
+@pytest.mark.parametrize("name", PUBLISHED_RUNS)
+def test_each_published_run_is_the_plain_loop(large, name):
+    p, labels, truth, _ = large
+    run = PUBLISHED_RUNS[name]
+    sources = make_sources(truth, (.1, .9), 4, rebalanced=run.rebalanced)
+    for policy, ours in published_run(p, labels, truth, name, seed=4, every=run.rounds).groupby("policy"):
+        ours = ours.reset_index(drop=True)
+        plain = plain_selection(p, labels, sources, policy, truth.kind, run.rounds, 4, fit=False, coins=ours.source)
+        pd.testing.assert_frame_equal(ours[plain.columns.tolist()[:5]], plain.iloc[:, :5])
+        for c in ("accuracy", "accuracy_overlap_only"): np.testing.assert_allclose(ours[c], plain[c], atol=2.5 / len(p.test))
 
 
 @pytest.mark.parametrize("name", PUBLISHED_RUNS)
@@ -129,6 +149,23 @@ def test_regrets_are_plain_differences(case):
 def test_odd_sources_are_refused(case, change, message):
     p, labels, truth, sources = case
     with pytest.raises(ValueError, match=message): run_selection(p, labels, change(sources), "random", rounds=2, batch=2)
+
+
+def test_a_row_that_is_bought_twice_counts_twice(case):
+    p, labels = case[:2]
+    one = case[3][0].rows[:60]
+    twice = [Source("a", one), Source("b", one[:30])]
+    runs = [run_selection(p, labels, twice, "round_robin", rounds=9, batch=10, every=k, shared=True) for k in (1, 9)]
+    bought = np.concatenate([one, one[:30]])
+    assert runs[0].rows.iloc[-1] == 90
+    np.testing.assert_allclose([r.accuracy.iloc[-1] for r in runs], student(p, p.w2s.x_strong, labels.p, bought), atol=1.5 / len(p.test))
+
+
+def test_rows_and_labels_that_do_not_fit_are_refused(case):
+    p, labels, truth, sources = case
+    for options, message in ((dict(truth=truth.kind[:-3]), "truth: got shape"), (dict(pseudolabels=labels[:-5]), "pseudolabels for 1500 rows"), (dict(every=0), "every: got 0")):
+        given = dict(pseudolabels=labels, truth=truth, every=1) | options
+        with pytest.raises(ValueError, match=message): run_selection(p, sources=sources, policy="random", rounds=5, **given)
 
 
 def test_sources_may_share_rows_if_asked(case):
