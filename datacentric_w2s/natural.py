@@ -533,7 +533,7 @@ def rank_table(
     return pd.DataFrame(rows, columns=["dataset", "how", "rho", "rho_one", "rho_same", "regret", "regret_one", "top"])
 
 
-def _rho(s, y): return rank_correlation(s.to_numpy(), y.to_numpy())
+def _rho(s, y): return float(np.nan_to_num(rank_correlation(s.to_numpy(), y.to_numpy())))  # a constant score ranks nothing: 0
 
 
 def _lost(s, y): return float(y.max() - y[s >= s.max() - 1e-12].mean())  # the mean over sources of equal score
