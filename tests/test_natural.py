@@ -230,7 +230,7 @@ def test_rank_table_by_hand(foreign):
         assert r.rho_one == pytest.approx(np.mean([spearmanr(v[y.index], y).statistic for v in one]))
         assert r.regret_one == pytest.approx(np.mean([y.max() - y[v.idxmax()] for v in one]))
         tied = table.loc[name, "own_first"]
-        assert np.isnan(tied.rho) and tied.regret == pytest.approx(y.max() - y.mean()) if foreign else tied.regret == pytest.approx(y.max() - y["s0"])
+        assert tied.rho == 0 and tied.regret == pytest.approx(y.max() - y.mean()) if foreign else tied.regret == pytest.approx(y.max() - y["s0"])
 
 
 def test_interval_over_targets_by_hand():
@@ -348,3 +348,29 @@ def test_the_kept_verdict():
     rho = pd.DataFrame({k: [spearmanr(g[k], g.student).statistic for _, g in d.groupby(level=0)] for k in ("holdout", "transfer", "density")})
     half = student_t.ppf(.9875, 5) * rho.std(ddof=1) / 6**.5
     assert (rho.mean() - half > 0).to_dict() == dict(holdout=True, transfer=False, density=False)
+
+
+def test_held_out_rows_are_those_of_the_other_half(market):
+    by_row = held_out(market.weak, list(market.sources.values()), market.fit, market.seed)
+    for k, name in enumerate(market.sources):
+        first, second = (by_row[k][by_row.row.isin(rows)].mean() for _, rows in market.halves)
+        assert (first + second) / 2 == pytest.approx(holdout(market, name))
+    assert by_row.row.is_unique and len(by_row) == len(market.weak)
+
+
+def test_the_repetition():
+    "What the chapter says of thirty other draws, from the kept table and scipy alone"
+    df = full_table("natural_again")
+    assert set(df.dataset) == set(CONFIRMATION) and sorted(df.seed.unique()) == list(range(10, 40)) and len(df) == 6 * 30 * 11
+    d = df[~df.own].groupby(["dataset", "source"])[["student", "holdout", "density"]].mean()
+    rho = pd.DataFrame({k: [spearmanr(g[k], g.student).statistic for _, g in d.groupby(level=0)] for k in ("holdout", "density")}, index=sorted(CONFIRMATION))
+    half = student_t.ppf(.9875, 5) * rho.std(ddof=1) / 6**.5
+    assert (rho.mean() - half < 0).all() and rho.holdout.mean() > .5 > rho.density.mean()
+    assert (rho.holdout > .9).sum() == 2
+
+
+def test_one_draw_again_is_the_study_s(shelf):
+    splits, problem = home_problem(shelf)
+    a, b = (cell(problem, splits, 0, names=["away"], n=60) for cell in (again_cell, natural_cell))
+    for how in ("student", "holdout", "density"): np.testing.assert_allclose(a[how], b[how])
+    assert a[["student_a", "student_b", "holdout_a"]].stack().between(0, 1).all()

@@ -10,7 +10,7 @@ from datacentric_w2s.core import Pseudolabels, Texts
 from datacentric_w2s.data import unlabelled
 from datacentric_w2s.detection import Rules
 from datacentric_w2s.probes import evaluate
-from datacentric_w2s.ranking import allocate, rank_sources, text_teacher
+from datacentric_w2s.ranking import allocate, rank_sources, text_teacher, try_sources
 from datacentric_w2s.theory import Mixture, mixture_problem
 
 
@@ -206,3 +206,17 @@ def test_unlabelled_reads_what_load_texts_reads(tmp_path):
         write(tmp_path / name)
         assert unlabelled(tmp_path / name).tolist() == ["rain", "sun", "fog"]
     with pytest.raises(FileNotFoundError): unlabelled(tmp_path / "none.csv")
+
+
+def test_the_source_that_teaches_comes_first(case):
+    "A source whose labels are turned around is found out by its student, whatever its share of overlap"
+    p = mixture_problem(Mixture.published(np.random.default_rng(0)), (500, 500, 500), seed=0).w2s
+    weak = lambda texts: p.x_weak[case.at(texts)] * np.array([-1 if t.endswith("turned") else 1 for t in texts])[:, None]
+    strong = lambda texts: p.x_strong[case.at(texts)]
+    own = Texts("own", np.array([f"row {i}" for i in range(400)], dtype=object), p.y[:400], np.arange(400) // 2)
+    files = {"turned": [f"row {i} turned" for i in range(400, 700)], "good": [f"row {i}" for i in range(700, 1000)]}
+    df = try_sources(files, own, strong, 150, weak=weak)
+    assert df.source.tolist() == ["good", "turned"] and (df.rows == 150).all() and df.accuracy[0] > .7 > .4 > df.accuracy[1]
+    assert df.minus_first[0] == 0 and df.minus_first[1] == pytest.approx(df.accuracy[1] - df.accuracy[0]) and df.minus_first[1] < -5 * df.minus_first_se[1]
+    pd.testing.assert_frame_equal(df, try_sources(files, own, strong, 150, weak=weak))
+    with pytest.raises(ValueError, match="10 labelled questions"): try_sources(files, own[:20], strong, weak=weak)
