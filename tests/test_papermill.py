@@ -9,7 +9,7 @@ NBS = Path(__file__).parent.parent / "nbs"
 CHAPTERS = sorted(p.stem for p in NBS.glob("*.ipynb") if any("parameters" in c["metadata"].get("tags", []) for c in json.loads(p.read_text())["cells"]))
 RUNS = [  # notebook, parameters: small budgets, since the saved outputs come from the full ones
     ("00c_activations", dict(bench_rows=8, bench_repeats=1)),
-    ("00d_probes", dict(bench_dataset="openbookqa", bench_rows=300, bench_fits=1, bench_repeats=1)),
+    ("00d_probes", dict(bench_dataset="openbookqa", bench_rows=200, bench_fits=1, bench_repeats=1, grow_rows=200, grow_fits=4)),
     ("01_theory", dict(runs=20)),
     ("01a_rates", dict(runs=20, seed=1)),
     ("01b_regret", dict(runs=20, seed=1)),
@@ -24,8 +24,8 @@ RUNS = [  # notebook, parameters: small budgets, since the saved outputs come fr
     ("02f_session", dict(seed=1, rounds=12)),
     ("02g_natural", dict(targets="sst2", sources="sciq,openbookqa", seeds=1, n=200, mixtures=1)),
     ("02h_ranking", dict(seed=1, budget=200)),
-    ("03_selection", dict(dataset="sciq", seeds=1, rounds=5)),
-    ("03_selection", dict(dataset="openbookqa", seeds=1, rounds=5)),
+    ("03_selection", dict(dataset="sciq", seeds=1, rounds=5, mixtures=2, bench_rounds=3)),
+    ("03_selection", dict(dataset="openbookqa", seeds=1, rounds=5, mixtures=2, bench_rounds=3, others="", tool_rows=0)),
     ("07_results", dict(datasets="sst2", seeds=2)),
 ]
 
