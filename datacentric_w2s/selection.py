@@ -87,8 +87,9 @@ class _Student:
         return float(np.mean(self.probe.predict(test.x_strong) == test.y))
 
 # %% ../nbs/03_selection.ipynb #n87fe5ed
-def _checked_arms(sources, n, allow_one, shared):
-    "Sources that can be played, or a clear error"
+def _checked_arms(sources, pseudolabels, n, allow_one, shared):
+    "Sources and labels that can be played, or a clear error"
+    if len(pseudolabels) != n: raise ValueError(f"run_selection: got {len(pseudolabels)} pseudolabels for {n} rows of the w2s split, wanted one a row")
     if len(sources) == 0 or len(sources) == 1 and not allow_one: raise ValueError(f"run_selection: got {len(sources)} sources; there is nothing to choose. If one is meant: allow_one=True")
     if empty := [s.name for s in sources if len(s) == 0]: raise ValueError(f"run_selection: {empty} hold no rows; leave them out")
     rows = np.concatenate([s.rows for s in sources])
@@ -107,8 +108,9 @@ def _truth(sources, truth, policy, n):
     return kind, [float((kind[s.rows] == "overlap").mean()) for s in sources]
 
 
-def _batch_size(sources, rounds, batch):
-    "Rows a round: given, or so that the smallest source lasts"
+def _batch_size(sources, rounds, batch, every):
+    "Rows a round: given, or so that the smallest source lasts; or a clear error"
+    if every < 1: raise ValueError(f"every: got {every}, wanted at least 1")
     if rounds < 1: raise ValueError(f"rounds: got {rounds}, wanted at least 1")
     batch = min(map(len, sources)) // rounds if batch is None else batch
     if batch < 1: raise ValueError(f"run_selection: the smallest source has {min(map(len, sources))} rows, too few for {rounds} rounds; use fewer rounds or give batch")
@@ -145,7 +147,7 @@ def run_selection(
     reward="published",  # what a batch pays: a name of `REWARDS`, or a `Reward`
     detector="preset",   # the detector's rules, where the reward is a name: a protocol's name, or `Rules`
     costs=None,  # (K,) price of a row of each source; the policy's numbers are divided by it; None = all alike
-    stop=None,   # a function (arms) -> number of the best source, or None to go on
+    stop=None,   # a function (arms) -> number of the best source, or None or -1 to go on, such as `best_known`
     every=1,     # fit the students every so many rounds, and after the last
     l2=None,     # the students' penalty; None = the preset's
     standardize=None,  # standardise the students' features; None = the preset's
@@ -153,10 +155,10 @@ def run_selection(
     shared=False,      # sources may share rows
 ) -> pd.DataFrame:  # one row a round: round, source, rows, reward, density, accuracy, accuracy_overlap_only, thresholds
     "Buy batches by a policy, judge them, and refit the student. Paper, selection experiment. Raises ValueError for sources, policies and numbers that can't be played."
-    _checked_arms(sources, n := len(problem.w2s), allow_one, shared)
+    n = len(problem.w2s)
+    _checked_arms(sources, pseudolabels, n, allow_one, shared)
     kind, densities = _truth(sources, truth, policy, n)
-    if len(pseudolabels) != n or not every >= 1: raise ValueError(f"run_selection: got {len(pseudolabels)} pseudolabels for {n} rows of the w2s split" if len(pseudolabels) != n else f"every: got {every}, wanted at least 1")
-    plan = Plan([s.name for s in sources], policy, reward_of(reward, rules_of(detector, problem.preset)), _batch_size(sources, rounds, batch), rounds,
+    plan = Plan([s.name for s in sources], policy, reward_of(reward, rules_of(detector, problem.preset)), _batch_size(sources, rounds, batch, every), rounds,
                 [len(s) for s in sources], costs=costs, densities=densities, stop=stop, seed=seed, allow_one=allow_one, repeats=shared)
     session, students = Session(plan), [_Student(problem, pseudolabels.p, l2, standardize) for _ in range(2)]
     told = _rounds(session, sources, pseudolabels, problem.w2s.x_strong, np.random.default_rng([seed, 0]))
