@@ -1,6 +1,8 @@
 """Activations: equal to the plain model for each architecture, and a cache that survives what happens to caches. Tiny random models; no network."""
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -399,11 +401,11 @@ def test_a_foreign_manifest_is_reported_and_written_anew(llama, tmp_path, text):
 
 
 def test_the_key_holds_all_that_decides_the_values(llama, tmp_path):
-    lm = language_model(llama)
-    stores = [A._store(tmp_path, lm, 2, "last", "float32"), A._store(tmp_path, lm, 3, "last", "float32"), A._store(tmp_path, lm, 2, "mean", "float32"),
-              A._store(tmp_path, lm, 2, "last", "bfloat16"), A._store(tmp_path, A.replace(lm, identity="other"), 2, "last", "float32"),
-              A._store(tmp_path, A.replace(lm, max_length=32), 2, "last", "float32")]
+    look = A.Look(language_model(llama), 2, "last", "float32", "cpu")
+    other = [dict(layer=3), dict(pooling="mean"), dict(dtype="bfloat16"), dict(lm=A.replace(look.lm, identity="other")), dict(lm=A.replace(look.lm, max_length=32))]
+    stores = [A._store(tmp_path, A.replace(look, **o)) for o in ({}, *other)]
     assert len({s.key for s in stores}) == len({s.folder for s in stores}) == 6
+    assert all(A._store(tmp_path, A.replace(look, **o)) == stores[0] for o in (dict(device="cuda"), dict(compile=True), dict(threads=1)))
 
 
 CHILD = """
@@ -412,17 +414,17 @@ from pathlib import Path
 import numpy as np
 from datacentric_w2s import activations as A
 texts = sys.argv[3:]
-def compute(*a):
+def compute(texts, keys, rows):
     print("computes", flush=True); sys.stdin.readline()
-    yield np.arange(len(texts)), np.full((len(texts), 32), 7, np.float32)
-A._through(A.Store(Path(sys.argv[1]), json.loads(sys.argv[2])), texts, A._keys(texts), range(len(texts)), compute)
+    yield A.Shard(np.arange(len(texts)), rows, keys, texts, 0), np.full((len(texts), 32), 7, np.float32)
+A._through(A.Store(Path(sys.argv[1]), json.loads(sys.argv[2])), texts, A._keys(texts), list(range(len(texts))), A._Sheet(len(texts)), compute)
 """
 
 
 def test_a_process_waits_for_another_that_computes_the_same_texts(llama, tmp_path, monkeypatch):
     "The other one, which loads no model, gives sevens: who reads them has computed nothing itself"
     activations(["w1"], llama, layer=2, pooling="last", cache=tmp_path, progress=False)
-    store, texts = A._store(tmp_path, language_model(llama), 2, "last", "float32"), some_texts(5)
+    store, texts = A._store(tmp_path, A.Look(language_model(llama), 2, "last", "float32", "cpu")), some_texts(5)
     env = os.environ | {"PYTHONPATH": str(Path(A.__file__).parents[1])}
     with subprocess.Popen([sys.executable, "-c", CHILD, str(store.folder), json.dumps(store.recipe), *texts],
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as child:
@@ -430,6 +432,67 @@ def test_a_process_waits_for_another_that_computes_the_same_texts(llama, tmp_pat
         threading.Timer(.5, lambda: print(file=child.stdin, flush=True)).start()
         x = activations(texts, llama, layer=2, pooling="last", cache=tmp_path, progress=False)
     assert (x == 7).all() and child.returncode == 0
+
+
+def backwards(shards, look, tick):
+    "An executor that is done with the last shard first"
+    model = look.load()
+    for s in reversed(shards): yield s, model(s, tick)
+
+
+def test_an_executor_of_ones_own_may_be_done_in_any_order(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(A, "TEXTS_A_SHARD", 6)
+    texts = some_texts(20)
+    get = lambda **k: activations(texts, llama, layer=2, progress=False, **k)
+    want = get(cache=tmp_path / "a")
+    assert np.array_equal(get(cache=tmp_path / "b", executor=backwards), want) and np.array_equal(get(cache=False, executor=backwards), want)
+    assert cached(tmp_path / "a") == cached(tmp_path / "b") and len(cached(tmp_path / "a")) == 4
+    with pytest.raises(ValueError, match="either several devices or an executor"): get(executor=backwards, device=["cpu", "cpu"])
+
+
+@pytest.mark.parametrize("cache", [False, "cache"])
+def test_rows_in_a_file_are_those_in_memory(llama, tmp_path, monkeypatch, cache):
+    monkeypatch.setattr(A, "TEXTS_A_SHARD", 6)
+    texts = some_texts(20)
+    texts = [*texts, *texts[::-3], texts[4]]
+    get = lambda texts=texts, **k: activations(texts, llama, layer=2, cache=cache and tmp_path / cache, progress=False, **k)
+    x = get(out=tmp_path / "x.npy")
+    assert isinstance(x, np.memmap) and not x.flags.writeable and np.array_equal(x, get())
+    before = (tmp_path / "x.npy").read_bytes()
+    stop_after(0, KeyboardInterrupt(), monkeypatch)
+    with pytest.raises(KeyboardInterrupt): get([*texts, "w1 w1 w1 w1"], out=tmp_path / "x.npy")
+    assert (tmp_path / "x.npy").read_bytes() == before and not list(tmp_path.glob(".*.tmp"))  # what was there is kept until all is there
+    for bad in (tmp_path / "x.bin", tmp_path / "no folder" / "x.npy"):
+        with pytest.raises(ValueError, match="wanted a .npy file in a folder that exists"): get(out=bad)
+
+
+def test_one_process_a_device(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(A, "TEXTS_A_SHARD", 5)
+    texts, seen = some_texts(23), []
+    want = activations(texts, llama, layer=2, cache=tmp_path / "a", progress=False)
+    monkeypatch.setattr(A, "_write_shard", lambda *a, write=A._write_shard: (seen.append(1), write(*a)))
+    got = activations(texts, llama, layer=2, cache=tmp_path / "b", progress=False, device=["cpu", "cpu"])
+    assert gap(got, want) < 1e-5 and len(seen) == len(cached(tmp_path / "b")) == 5
+    assert {k: v["keys"] for k, v in cached(tmp_path / "a").items()} == {k: v["keys"] for k, v in cached(tmp_path / "b").items()}
+
+
+def test_a_process_that_dies_is_named_and_its_neighbours_shards_are_kept(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(A, "TEXTS_A_SHARD", 5)
+    texts, killed = some_texts(40), []
+
+    def write_and_kill(*a, write=A._write_shard):
+        write(*a)
+        if len(cached(tmp_path)) == 2 and not killed:
+            killed.append(multiprocessing.active_children()[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(A, "_write_shard", write_and_kill)
+    with pytest.raises(RuntimeError, match="device cpu: its process died .* the same call goes on from there"): activations(texts, llama, layer=2, cache=tmp_path, progress=False, device=["cpu"])
+    done = len(cached(tmp_path))
+    assert 2 <= done < 8
+    calls = stop_after(99, None, monkeypatch)
+    x = activations(texts, llama, layer=2, cache=tmp_path, progress=False)
+    assert len(calls) == 8 - done and gap(x, activations(texts, llama, layer=2, cache=False, progress=False)) < 1e-5
 
 
 def test_without_a_cache_nothing_is_written(llama, tmp_path, monkeypatch):
