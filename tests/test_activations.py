@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -201,7 +203,7 @@ def test_a_text_in_a_pack_does_not_see_its_neighbours(wild, kind):
 def test_the_shared_part_of_a_pack_and_the_number_of_packs_a_batch_are_bounded(wild, monkeypatch):
     rows = []
     packed = A._packed
-    monkeypatch.setattr(A, "_packed", lambda packs, pad: (rows.append([len(p[0]) for p in packs]), packed(packs, pad))[1])
+    monkeypatch.setattr(A, "_packed", lambda packs, pad: (rows.append([sum(len(p[0]) for p in row) for row in packs]), packed(packs, pad))[1])
     monkeypatch.setattr(A, "TOKENS_A_BATCH", 60)
     rng = np.random.default_rng(1)
     ids = [*family(rng, 14, 12), *family(rng, 9, 30), *family(rng, 2, 5)]
@@ -215,9 +217,32 @@ def test_one_pack_in_any_order_of_its_texts():
     a, b, c = np.array([4, 2, 7]), np.array([4]), np.array([4, 2, 8, 9])
     tokens, place, part, ends = A._pack([a, b, c])
     assert (tokens.tolist(), place.tolist(), part.tolist(), ends) == ([4, 2, 7, 2, 8, 9], [0, 1, 2, 1, 2, 3], [0, 1, 1, 3, 3, 3], [2, 0, 5])
-    seen = A._packed([A._pack([a, b, c]), A._pack([a, c[:3]])], 0)[2]
+    seen = A._packed([[A._pack([a, b, c])], [A._pack([a, c[:3]])]], 0)[2]
     assert seen.shape == (2, 1, 6, 6) and seen.any(-1).all()  # no token looks at nothing, which some kernels answer with NaN
     assert seen[1, 0, :5, 5:].sum() == 0
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=60), st.integers(1, 300), st.integers(1, 64))
+def test_trains_hold_each_pack_once_and_stay_within_the_budget(sizes, budget, least):
+    batches = A._trains(sizes, budget, least)
+    assert sorted(i for rows in batches for row in rows for i in row) == list(range(len(sizes)))
+    for rows in batches:
+        long = [sum(sizes[i] for i in row) for row in rows]
+        assert max(long) <= max(least, max(sizes[i] for row in rows for i in row)) and (len(rows) * max(long) <= budget or len(rows) == 1)
+
+
+def test_trains_leave_few_pads():
+    sizes = np.random.default_rng(0).integers(10, 60, 300)
+    for budget in (512, 8192):
+        pads = [len(rows) * max(sum(sizes[i] for i in row) for row in rows) for rows in A._trains(sizes, budget)]
+        assert sum(pads) < 1.08 * sizes.sum()  # in rows of one pack, by length, 1.04 and 1.37
+
+
+def test_packs_in_one_row_do_not_see_each_other(wild):
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(2, 40, n) for n in (9, 14, 20, 7, 11)]
+    assert [len(rows) for rows in A._trains([len(t) for t in ids], 512)] == [1]
+    for kind in SHARING: assert gap(together(wild[kind], ids, 3), alone(wild[kind], ids, 3)) < 1e-5
 
 
 def no_packs(monkeypatch): monkeypatch.setattr(A, "_packed", lambda *a: pytest.fail("texts were packed"))
