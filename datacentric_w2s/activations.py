@@ -22,6 +22,7 @@ from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
 
 import numpy as np
+from fastcore.basics import patch
 from filelock import FileLock
 from tqdm import tqdm
 
@@ -337,17 +338,16 @@ def _device(device=None):
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _load(lm, layer, dtype, device, compile=False):
-    "The model on its device, cut to `layer`: a function from a batch to hidden states"
+def _pretrained(lm, dtype):
+    "The whole model, in memory"
     import torch
     from transformers import AutoModel
     if lm.name in ARTIFACTS and Path(lm.source).name == _rewritten_name(lm.name): _rewritten(lm.name, check=True)
-    with _quiet(): model = AutoModel.from_pretrained(lm.source, dtype=getattr(torch, dtype), **lm.options).eval()
-    return _ready(model, lm.n_layers, layer, device, compile)
+    with _quiet(): return AutoModel.from_pretrained(lm.source, dtype=getattr(torch, dtype), **lm.options).eval()
 
 
 def _ready(model, n, layer, device, compile=False):
-    "A loaded model of `n` blocks, likewise"
+    "A model of `n` blocks on its device, cut to `layer`: a function from a batch to hidden states"
     model.config.use_cache = False
     run, name = _cut(model, n, layer), _blocks(model, min(layer, n) or 1)  # cut before the move, so that the other layers never reach the device
     run.dtype = model.to(device).dtype
@@ -408,7 +408,6 @@ def _keys(texts):
 @dataclass(frozen=True)
 class Shard:
     "Some distinct texts, to be computed together and written as one file."
-    at: np.ndarray    # (m,) which of the missing texts
     rows: list        # (m,) the caller's row numbers, for messages
     keys: np.ndarray  # (m, 32) uint8, sha256 of each text
     ids: list         # (m,) token ids of each text
@@ -431,20 +430,43 @@ class Look:
     @property
     def shares(self): return self.lm.shares and self.pooling == "last"
 
-    def load(self):
-        "The model in memory: a function from a shard (and one that is told of progress) to its (m, d) float32 activations. It raises ValueError where they are not finite."
-        import torch
-        if self.threads: torch.set_num_threads(self.threads)
-        device = _device(self.device)
-        run = _load(self.lm, self.layer, self.dtype, device, self.compile)
-        return lambda shard, tick=lambda m: None: self._finite(shard, _run(shard.ids, shard.pad, run, self.pooling, device, self.shares, tick))
+    def plan(self, texts, keys=None, rows=None):
+        "The work on distinct texts, as shards"
+        keys, rows = _keys(texts) if keys is None else keys, list(range(len(texts))) if rows is None else rows
+        ids, pad = _tokenise(texts, self.lm, rows)
+        return [Shard([rows[i] for i in part], keys[part], [ids[i] for i in part], pad) for part in _shards(ids, keys, self.shares)]
 
-    def _finite(self, shard, x):
-        bad = [row for row, ok in zip(shard.rows, np.isfinite(x).all(1)) if not ok]
-        if not bad: return x
-        help = "Try dtype='float32'." if self.dtype != "float32" else "Check the model's weights; the computation was in float32 already."
-        raise ValueError(f"{self.lm.name}: {len(bad)} of {len(shard)} activations at layer {self.layer} in {self.dtype} are NaN or infinite "
-                         f"(first rows: {sorted(bad)[:5]}); they were not cached. {help}")
+    def tokens(self, shard):
+        "How many tokens the model has to read for a shard"
+        return sum(len(_pack([shard.ids[i] for i in p])[0]) for p in _packs(shard.ids, self.shares))
+
+# %% ../nbs/00c_activations.ipynb #n7f94894
+@patch
+def load(self: Look):
+    "The model in memory: a function from a shard (and one that is told of progress) to its (m, d) float32 activations. It raises ValueError where they are not finite."
+    import torch
+    if self.threads: torch.set_num_threads(self.threads)
+    return self.through(_pretrained(self.lm, self.dtype))
+
+
+@patch
+def through(self: Look, model):
+    "The same for a whole model that is in memory already; it loses the layers that are not needed"
+    device = _device(self.device)
+    run = _ready(model, self.lm.n_layers, self.layer, device, self.compile)
+    look = lambda shard, share, tick=lambda m: None: _run(shard.ids, shard.pad, run, self.pooling, device, share, tick)
+    return lambda shard, *tick: self._finite(shard, look(shard, self.shares, *tick), partial(look, share=False))
+
+
+@patch
+def _finite(self: Look, shard, x, alone):
+    odd = np.flatnonzero(~np.isfinite(x).all(1))
+    if len(odd) and self.shares: x[odd] = alone(replace(shard, ids=[shard.ids[i] for i in odd]))  # NaN reaches all that stand in one row
+    bad = [shard.rows[i] for i in odd if not np.isfinite(x[i]).all()]
+    if not bad: return x
+    help = "Try dtype='float32'." if self.dtype != "float32" else "Check the model's weights; the computation was in float32 already."
+    raise ValueError(f"{self.lm.name}: {len(bad)} of {len(shard)} activations at layer {self.layer} in {self.dtype} are NaN or infinite "
+                     f"(first rows: {sorted(bad)[:5]}); they were not cached. {help}")
 
 # %% ../nbs/00c_activations.ipynb #n43d3d79
 def _here(shards, look, tick):
@@ -593,12 +615,6 @@ def _shards(ids, keys, share):
         shards[-1] += p
     return shards
 
-
-def _plan(texts, keys, rows, look):
-    "The work on distinct texts, as shards"
-    ids, pad = _tokenise(texts, look.lm, rows)
-    return [Shard(np.array(part), [rows[i] for i in part], keys[part], [ids[i] for i in part], pad) for part in _shards(ids, keys, look.shares)]
-
 # %% ../nbs/00c_activations.ipynb #c066
 def _prepare(store):
     "Make a locked store ready for writing: its manifest is right, and no temporary files of a killed process are left"
@@ -656,7 +672,7 @@ def _all(txt, look, store, executor, sheet, progress):
 
     def compute(texts, keys, rows):
         with tqdm(total=len(texts), desc=f"{look.lm.name} to layer {look.layer}", unit=" texts", disable=not progress) as bar:
-            yield from executor(_plan(texts, keys, rows, look), look, bar.update)
+            yield from executor(look.plan(texts, keys, rows), look, bar.update)
 
     if store is not None: _through(store, distinct, _keys(distinct), rows, sheet, compute)
     else:

@@ -170,7 +170,7 @@ def alone(folder, ids, layer, dtype="float32"):
 
 
 def together(folder, ids, layer, dtype="float32", pooling="last", share=True):
-    return A._run(ids, 0, A._load(language_model(folder), layer, dtype, torch.device("cpu")), pooling, torch.device("cpu"), share)
+    return A._run(ids, 0, A._ready(A._pretrained(language_model(folder), dtype), language_model(folder).n_layers, layer, torch.device("cpu")), pooling, torch.device("cpu"), share)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, 4])
@@ -339,7 +339,7 @@ def test_no_global_state_is_changed(llama):
 def test_same_texts_in_another_order_load_no_model(llama, tmp_path, monkeypatch):
     texts = some_texts(50)
     x = activations(texts, llama, cache=tmp_path, progress=False)
-    monkeypatch.setattr(A, "_load", lambda *a: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(A, "_pretrained", lambda *a: pytest.fail("a model was loaded"))
     monkeypatch.setattr(A, "_tokenise", lambda *a: pytest.fail("texts were tokenised"))
     assert np.array_equal(activations(texts[::-2], llama, cache=tmp_path, progress=False), x[::-2])
     assert np.array_equal(activations([texts[0]] * 3, llama, layer=4, cache=tmp_path), x[[0, 0, 0]])  # -1 and 4 are one layer
@@ -441,7 +441,7 @@ from datacentric_w2s import activations as A
 texts = sys.argv[3:]
 def compute(texts, keys, rows):
     print("computes", flush=True); sys.stdin.readline()
-    yield A.Shard(np.arange(len(texts)), rows, keys, texts, 0), np.full((len(texts), 32), 7, np.float32)
+    yield A.Shard(rows, keys, texts, 0), np.full((len(texts), 32), 7, np.float32)
 A._through(A.Store(Path(sys.argv[1]), json.loads(sys.argv[2])), texts, A._keys(texts), list(range(len(texts))), A._Sheet(len(texts)), compute)
 """
 
@@ -572,8 +572,8 @@ def test_make_problem_reads_each_model_once_and_keeps_rows(llama, tmp_path, monk
     texts = some_texts(24)
     split = lambda rows: Texts("toy", [texts[i] for i in rows], [i % 2 for i in rows], [f"q{i // 2}" for i in rows])
     splits = Splits(split(range(6)), split(range(6, 14)), split(range(14, 18)), split(range(18, 24)))
-    calls, load = [], A._load
-    monkeypatch.setattr(A, "_load", lambda *a: (calls.append(a[1]), load(*a))[1])
+    calls, ready = [], A._ready
+    monkeypatch.setattr(A, "_ready", lambda model, n, layer, *a: (calls.append(layer), ready(model, n, layer, *a))[1])
     p = make_problem(splits, weak=llama, strong=llama, weak_layer=1, strong_layer=.5, strong_pooling="mean", cache=tmp_path, progress=False)
     assert calls == [1, 2]
     assert np.array_equal(p.test.x_weak, activations(texts[18:], llama, layer=1, cache=tmp_path))
