@@ -16,9 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import StandardScaler
 
 from .core import KIND_COLOURS, KINDS, PALETTE, Partition, Problem, Pseudolabels, Views, clustered_se
 from .probes import evaluate, new_probe, pseudolabel
@@ -415,6 +412,8 @@ def strong_map(
     seed=0,     # of UMAP
 ) -> pd.DataFrame:  # (n, 2), columns named after the axes; a principal component's name says its share of the variance
     "Two coordinates a row, of standardised features. Raises ValueError for another name, and ImportError for UMAP where it is not installed."
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
     if how not in ("pca", "umap"): raise ValueError(f"how: got {how!r}, wanted 'pca' or 'umap'")
     z = StandardScaler().fit_transform(x)
     if how == "pca":
@@ -446,6 +445,7 @@ def neighbour_purity(
     k=10,  # neighbours of each row
 ) -> pd.DataFrame:  # one row a kind: its share of the other rows (chance), and its share among the neighbours of its own rows (purity)
     "How often a row's nearest neighbours are of its own kind, beside chance."
+    from sklearn.neighbors import NearestNeighbors
     kind = np.asarray(kind)
     near = NearestNeighbors(n_neighbors=min(k, len(kind) - 1)).fit(x).kneighbors(return_distance=False)
     own = (kind[near] == kind[:, None]).mean(1)

@@ -10,17 +10,13 @@ __all__ = ['LinearProbe', 'KNNProbe', 'topological_filter', 'TopologicalProbe', 
 import warnings
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 
 import numpy as np
 import pandas as pd
 from scipy.linalg import cho_factor
 from scipy.linalg.blas import dsyrk, dtrsv
-from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.neighbors import NearestNeighbors
-from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import ThreadpoolController
 
 from .core import Accuracies, Problem, Pseudolabels, clustered_se
@@ -190,12 +186,47 @@ def _minimise(rows, l2):
     return norm, steps
 
 
+# %% ../nbs/00d_probes.ipynb #n8fb1427
+class _Classifier:
+    "What scikit-learn's `ClassifierMixin` and `BaseEstimator` give a probe. scikit-learn takes longer to import than most fits, so it is imported when it is asked for"
+
+    _estimator_type = "classifier"  # scikit-learn 1.5 reads this, later ones the tags
+
+    @classmethod
+    def _defaults(cls): return {name: p.default for name, p in signature(cls).parameters.items()}
+
+    def get_params(self, deep=True): return {name: getattr(self, name) for name in self._defaults()}
+
+    def set_params(self, **params):
+        if unknown := params.keys() - self._defaults().keys(): raise ValueError(f"{type(self).__name__}: got {sorted(unknown)}, wanted parameters among {list(self._defaults())}")
+        for name, value in params.items(): setattr(self, name, value)
+        return self
+
+    def __repr__(self):
+        changed = [f"{name}={value!r}" for name, value in self.get_params().items() if repr(value) != repr(self._defaults()[name])]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def score(self, x, y, sample_weight=None):
+        from sklearn.metrics import accuracy_score
+        return accuracy_score(y, self.predict(x), sample_weight=sample_weight)
+
+    def __sklearn_tags__(self):
+        from sklearn.base import BaseEstimator, ClassifierMixin
+        return type("Plain", (ClassifierMixin, BaseEstimator), {})().__sklearn_tags__()
+
+
+def _check_fitted(probe, attribute):
+    "scikit-learn's error for a probe without this attribute"
+    if hasattr(probe, attribute): return
+    from sklearn.exceptions import NotFittedError
+    raise NotFittedError(f"{type(probe).__name__}: not fitted yet; call fit first")
+
 # %% ../nbs/00d_probes.ipynb #n9a92775
-class _Linear(ClassifierMixin, BaseEstimator):
+class _Linear(_Classifier):
     "What is read off a fitted `coef_` and `intercept_`"
 
     def decision_function(self, x):
-        check_is_fitted(self)
+        _check_fitted(self, "coef_")
         if np.ndim(x) != 2 or np.shape(x)[1] != self.n_features_in_: raise ValueError(f"x: got shape {np.shape(x)}, the probe was fitted on {self.n_features_in_} features")
         return np.asarray(x, np.float64) @ self.coef_ + self.intercept_
 
@@ -242,7 +273,9 @@ def _fitted(probe, rows):
     if not solved():
         rows.forget()
         probe.kkt_, probe.n_iter_ = _minimise(rows, probe.l2)
-    if not solved(): warnings.warn(f"LinearProbe: gradient norm {probe.kkt_:.1e} after {probe.n_iter_} steps; standardize=True or a larger l2 may help", ConvergenceWarning)
+    if not solved():
+        from sklearn.exceptions import ConvergenceWarning
+        warnings.warn(f"LinearProbe: gradient norm {probe.kkt_:.1e} after {probe.n_iter_} steps; standardize=True or a larger l2 may help", ConvergenceWarning)
     probe.coef_, probe.classes_, probe.n_features_in_ = rows.w / rows.unit, np.array([0, 1]), len(rows.w)
     probe.intercept_ = float(rows.b - probe.coef_ @ rows.origin)
     return probe
@@ -275,7 +308,7 @@ def _checked(x, y, l2=1., first=True):
 def _two_columns(p): return np.column_stack([1 - p, p])
 
 # %% ../nbs/00d_probes.ipynb #c030
-class KNNProbe(ClassifierMixin, BaseEstimator):
+class KNNProbe(_Classifier):
     "Mean label of the `k` nearest training rows (Euclidean), as in the published code."
 
     def __init__(
@@ -289,6 +322,7 @@ class KNNProbe(ClassifierMixin, BaseEstimator):
         y,  # (n,) labels in [0, 1], hard or soft
     ):  # the fitted probe
         "Keep the rows. Raises ValueError where there are fewer than `k`."
+        from sklearn.neighbors import NearestNeighbors
         x, self.y_ = _checked(x, y)
         if len(x) < self.k: raise ValueError(f"k: got {self.k} neighbours for {len(x)} rows; choose a smaller k")
         self.neighbours_, self.classes_ = NearestNeighbors(n_neighbors=self.k).fit(x), np.array([0, 1])
@@ -307,6 +341,8 @@ def topological_filter(
     contamination=0.,  # share of the rows to drop in all: after the components, those that agree least with their k neighbours
 ) -> np.ndarray:  # (n,) mask of the rows that are kept
     "Keep the largest strongly connected component of each class's part of the kNN graph, less ill-fitting rows, as in the published code."
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.neighbors import NearestNeighbors
     x, y = np.asarray(x), np.asarray(y, float)
     graph = NearestNeighbors(n_neighbors=min(k, len(x) - 1)).fit(x).kneighbors_graph().tocsr()
     keep = np.zeros(len(x), bool)
