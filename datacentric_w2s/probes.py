@@ -228,11 +228,18 @@ class _Linear(_Classifier):
     def decision_function(self, x):
         _check_fitted(self, "coef_")
         if np.ndim(x) != 2 or np.shape(x)[1] != self.n_features_in_: raise ValueError(f"x: got shape {np.shape(x)}, the probe was fitted on {self.n_features_in_} features")
-        return np.asarray(x, np.float64) @ self.coef_ + self.intercept_
+        return _by_blocks(lambda b: np.asarray(b, np.float64) @ self.coef_, x) + self.intercept_
 
     def predict_proba(self, x): return _two_columns(expit(self.decision_function(x)))
 
     def predict(self, x): return (self.decision_function(x) > 0).astype(np.int64)
+
+
+def _by_blocks(f, x, entries=2**22):
+    "`f` of a block of rows at a time: of features mapped from disk never more than `entries` are in memory"
+    step = max(1, entries // max(1, np.shape(x)[-1]))
+    return np.concatenate([f(x[i:i + step]) for i in range(0, max(1, len(x)), step)])
+
 
 # %% ../nbs/00d_probes.ipynb #c012
 class LinearProbe(_Linear):
@@ -328,7 +335,7 @@ class KNNProbe(_Classifier):
         self.neighbours_, self.classes_ = NearestNeighbors(n_neighbors=self.k).fit(x), np.array([0, 1])
         return self
 
-    def predict_proba(self, x): return _two_columns(self.y_[self.neighbours_.kneighbors(x, return_distance=False)].mean(1))
+    def predict_proba(self, x): return _two_columns(_by_blocks(lambda b: self.y_[self.neighbours_.kneighbors(b, return_distance=False)].mean(1), x))
 
     def predict(self, x): return (self.predict_proba(x)[:, 1] > .5).astype(np.int64)
 
@@ -373,7 +380,7 @@ class TopologicalProbe(KNNProbe):
 # %% ../nbs/00d_probes.ipynb #c036
 def pseudolabel(
     probe,           # a fitted probe with predict_proba
-    x,               # (n, d) what it reads
+    x,               # (n, d) what it reads, in memory or mapped from disk
     source="weak",   # the name of the teacher, for displays
 ) -> Pseudolabels:  # one probability a row
     "All that a teacher hands on."
