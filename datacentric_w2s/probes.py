@@ -107,30 +107,29 @@ def _remember(pairs, s, dg, memory=10):
 
 
 # %% ../nbs/00d_probes.ipynb #nf48c7cb
-_FEW = 64   # rows or features below which the Hessian is always renewed
-_LENT = 3   # steps in which another fit's Hessian must halve the gradient
+_FEW = 64  # rows or features below which the Hessian is always renewed
 
 
 def _patience(n, d):
-    "Steps in which a new Hessian must halve the gradient; for fewer rows than features a renewal is cheap, as the Gram matrix stays"
+    "Steps in which a new Hessian must halve the gradient; with fewer rows than features a renewal is cheap, as the Gram matrix stays"
     return d // _FEW if n >= d else min(n // _FEW, 1)
 
 
 def _newton(rows, penalty, hessian, tol=1e-6, max_iter=200):
     "Damped Newton from the rows' solution so far, with a Hessian kept while it serves; returns w, b, the norm of the gradient and the number of steps"
     z, y, w, b, pairs, norms, since = rows.z, rows.y, rows.w, rows.b, [], [], 0
-    (n, d), u, solve = z.shape, z @ w + b, rows.lent or partial(hessian.solve, rows.z)
-    patience, f = _LENT if rows.lent else min(_patience(n, d), 1), _loss(u, y, w, penalty)
+    (n, d), u = z.shape, z @ w + b
+    patience, f = min(_patience(n, d), 1), _loss(u, y, w, penalty)
     if f > np.log(2): w, b, u, f = 0 * w, 0., 0 * u, np.log(2)  # a start worse than zero is none: far out the Hessian vanishes
     for i in range(max_iter + 1):
         p, before = expit(u), grad if i else None
         grad = np.append((p - y) @ z / n + 2 * penalty * w, np.mean(p - y))
         norms.append(_norm(grad, rows))
         if i: pairs = _remember(pairs, t * step, grad - before)
-        if i == 0 and not rows.lent and hessian.n < .8 * n or i - since >= patience and norms[-1] > .5 * norms[-1 - patience]:
+        if i == 0 and hessian.n < .8 * n or i - since >= patience and norms[-1] > .5 * norms[-1 - patience]:
             hessian.renew(z, p * (1 - p), penalty)
-            pairs, since, patience, solve = [], i, _patience(n, d), partial(hessian.solve, z)
-        step = _step(solve, grad, pairs)
+            pairs, since, patience = [], i, _patience(n, d)
+        step = _step(partial(hessian.solve, z), grad, pairs)
         slope, t = grad @ step, 1.
         if i == max_iter or norms[-1] <= tol and -slope <= 1e-8 * f: break
         du, room = z @ step[:-1] + step[-1], 1e-14 * (1 + f)  # rounding must not stop a step
@@ -167,20 +166,17 @@ _BLAS = ThreadpoolController()  # of numpy and scipy; to look for them at each f
 
 
 class _Rows:
-    "The rows of a fit in units that stay (its own or those of a lender's rows), today's mean and scale in these units, the solution so far and its Hessian"
+    "The rows of a fit in units that stay, today's mean and scale in these units, the solution so far and its Hessian"
 
-    def __init__(self, x, y, standardize, lender=None):
+    def __init__(self, x, y, standardize):
         self.origin, self.unit = self.mean, self.scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
-        self.store, self.y, self.standardize = x, y, standardize
         if standardize:
             self.moments = _Moments.of(x)
-            self.origin, self.unit = (lender.origin, lender.unit) if lender else (self.moments.mean, self.moments.scale())
-            self.store = self._in_units(x)
-            self._today()
+            self.origin, self.unit = self.moments.mean, self.moments.scale()
+        self.store, self.y, self.standardize = self._in_units(x) if standardize else x, y, standardize
         self.forget()
-        if lender: self.lent = partial(lender.hessian.solve, lender.z)
 
-    def forget(self): self.w, self.b, self.hessian, self.lent = np.zeros(len(self.unit)), 0., None, None
+    def forget(self): self.w, self.b, self.hessian = np.zeros(len(self.unit)), 0., None
 
     @property
     def z(self): return self.store[:len(self.y)]
@@ -189,15 +185,13 @@ class _Rows:
         z = x - self.origin
         return np.divide(z, self.unit, out=z)
 
-    def _today(self): self.mean, self.scale = (self.moments.mean - self.origin) / self.unit, self.moments.scale() / self.unit
-
     def add(self, x, y):
         old, n = len(self.y), len(self.y) + len(y)
         if n > len(self.store): self.store = np.concatenate([self.z, np.empty((n, x.shape[1]))])  # room for as many again
         self.store[old:n], self.y = self._in_units(x), np.append(self.y, y)
         if self.standardize and len(y):
             self.moments += _Moments.of(x)
-            self._today()
+            self.mean, self.scale = (self.moments.mean - self.origin) / self.unit, self.moments.scale() / self.unit
 
 
 # %% ../nbs/00d_probes.ipynb #n9cb9a7f
@@ -243,10 +237,10 @@ class LinearProbe(_Linear):
         self,
         x,           # (n, d) features
         y,           # (n,) labels in [0, 1], hard or soft
-        start=None,  # a fitted probe to start from; one that keeps its rows (`partial_fit`) lends its Hessian, too; changes the time, not the result
+        start=None,  # a fitted probe to start from; changes the time, not the result
     ):  # the fitted probe, with coef_, intercept_, kkt_ (norm of the gradient) and n_iter_
         "Fit the probe. Raises ValueError for one class only, labels outside [0, 1], or l2 <= 0."
-        rows, self._rows = _Rows(*_checked(x, y, self.l2), self.standardize, _lender(self, start, len(x))), None
+        rows, self._rows = _Rows(*_checked(x, y, self.l2), self.standardize), None
         if start is not None: rows.w, rows.b = start.coef_ * rows.unit, start.intercept_ + start.coef_ @ rows.origin
         return _fitted(self, rows)
 
@@ -272,12 +266,6 @@ def _fitted(probe, rows):
     probe.coef_, probe.classes_, probe.n_features_in_ = rows.w / rows.unit, np.array([0, 1]), len(rows.w)
     probe.intercept_ = float(rows.b - probe.coef_ @ rows.origin)
     return probe
-
-
-def _lender(probe, start, n):
-    "The rows of a probe to start from, if it keeps them in the units of this fit of n rows, and there are enough of these for its Hessian to serve; else None"
-    rows = getattr(start, "_rows", None)
-    return rows if rows is not None and rows.standardize == probe.standardize and _FEW <= rows.z.shape[1] <= 2 * n else None
 
 
 def _grown(probe, x, y):
