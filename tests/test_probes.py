@@ -108,6 +108,44 @@ def test_one_hessian_serves_labels_near_one_half(monkeypatch):
     assert LinearProbe(1e-5).fit(x, (y > .5) * 1.).kkt_ <= 1e-6 and len(count) > 2
 
 
+def factors(monkeypatch):
+    "A list that takes the kind of number and the size of every factor that is computed"
+    from datacentric_w2s import probes
+    seen, cholesky = [], probes._cholesky
+    monkeypatch.setattr(probes, "_cholesky", lambda a: seen.append((a.dtype.name, len(a))) or cholesky(a))
+    return seen
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_the_first_factor_is_single_and_the_result_is_double(monkeypatch, standardize):
+    x, y = make(400, 100, 0, "plain", "soft")
+    seen = factors(monkeypatch)
+    probe = LinearProbe(1e-2, standardize).fit(x, y)
+    assert seen == [("float32", 101)]
+    f, norm = at(probe, x, y)
+    z, _ = scaled(x, standardize)
+    best = minimize(value_and_gradient, np.zeros(101), (z, y, 1e-2), "L-BFGS-B", jac=True, options=dict(maxiter=1000, gtol=1e-10, ftol=1e-15)).fun
+    assert norm <= 1.1e-6 and f <= best + norm**2 / (4 * 1e-2) + 1e-15, "strong convexity: what the gradient still allows"
+
+
+def test_what_single_precision_cannot_factor_is_done_in_double(monkeypatch):
+    "The Hessian's eigenvalues are 1e10 apart, single precision has seven digits"
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 1)) * 1e2 + 1e-3 * rng.normal(size=(400, 100))
+    y = (rng.uniform(size=400) > .5) * 1.
+    seen = factors(monkeypatch)
+    probe = LinearProbe(1e-7).fit(x, y)
+    assert [kind for kind, _ in seen[:2]] == ["float32", "float64"] and at(probe, x, y)[1] <= 1.1e-6
+
+
+def test_a_new_hessian_is_given_some_steps(monkeypatch):
+    "Counted, not timed: sure labels on badly conditioned features renewed it after nearly every step before it had d / 64 of them"
+    x, y = make(600, 320, 0, "decaying", "noisy")
+    seen = factors(monkeypatch)
+    probe = LinearProbe(1e-4).fit(x, y)
+    assert probe.kkt_ <= 1e-6 and len(seen) * 5 <= probe.n_iter_, (len(seen), probe.n_iter_)
+
+
 def check_equal(probe, cold, x, y):
     "Certified on these very rows, one objective, and one label but for rows within rounding of the boundary"
     (f, norm), (best, _) = at(probe, x, y), at(cold, x, y)
