@@ -192,7 +192,7 @@ def overlap_score(
     x_hard,  # (m, d) strong features of the hard rows, likewise
     how="max_abs_cosine",  # "max_abs_cosine", "max_dot", "mean_square", "quantile", or a function (x, x_hard) -> (n,)
     center=False,          # subtract the mean of all rows, scored and hard, first
-    device=None,           # None = numpy; "cuda" or another device of torch does the products there, in float32 proper
+    device=None,           # None = numpy; else the name of a torch device, such as cuda, which does the products in float32 proper
 ) -> np.ndarray:  # (n,) the larger, the more like a hard row
     "Similarity of each row to the hard rows, in strong space. Paper, detection algorithm. Raises ValueError for unknown names, empty references, and NaN."
     x, x_hard = np.asarray(x), np.asarray(x_hard)

@@ -16,7 +16,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import check_estimator
 
-from datacentric_w2s.probes import KNNProbe, LinearProbe, TopologicalProbe
+from datacentric_w2s.probes import KNNProbe, LinearProbe, TopologicalProbe, pseudolabel
+from datacentric_w2s import probes as P
 
 
 def make(n, d, seed, features="plain", labels="soft"):
@@ -275,3 +276,28 @@ def test_the_checks_of_scikit_learn_see_no_difference(ours, real, options):
 
 def test_an_unfitted_probe_says_so():
     with pytest.raises(NotFittedError, match="call fit first"): LinearProbe().predict(np.zeros((2, 3)))
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_prediction_on_rows_mapped_from_disk_is_the_same_and_holds_a_block(dtype, tmp_path):
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", dtype, (200_000, 128))
+    for i in range(0, len(x), 20_000): x[i:i + 20_000] = np.random.default_rng(i).standard_normal((20_000, 128))
+    x.flush()
+    y, x = np.arange(500) % 2, np.load(tmp_path / "x.npy", mmap_mode="r")
+    probe = LinearProbe().fit(x[:500], y)
+    plain = np.asarray(x, np.float64) @ probe.coef_ + probe.intercept_
+    tracemalloc.start()
+    p = pseudolabel(probe, x).p
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(p, expit(plain), rtol=1e-11)
+    assert np.array_equal(probe.predict(x)[abs(plain) > 1e-11], plain[abs(plain) > 1e-11] > 0)
+    assert peak < 60 * 2**20, f"{peak / 2**20:.0f} MiB; the rows as float64 are 195"
+
+
+def test_blocks_of_rows_predict_what_all_rows_at_once_do():
+    x, y = make(400, 30, 0)
+    for probe in (LinearProbe().fit(x, y), KNNProbe(5).fit(x, y)):
+        whole = probe.predict_proba(x)
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr("datacentric_w2s.probes._by_blocks", lambda f, x, by=P._by_blocks: by(f, x, entries=1_000))
+            np.testing.assert_allclose(probe.predict_proba(x), whole, rtol=1e-12)
+    assert LinearProbe().fit(x, y).predict_proba(x[:0]).shape == (0, 2)
