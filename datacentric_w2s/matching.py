@@ -10,6 +10,7 @@ __all__ = ['SCORES', 'pair_hits', 'known_partition', 'score_rules', 'balance', '
 
 # %% ../nbs/02b_matching.ipynb #c003
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -231,14 +232,20 @@ def power(
     return float(np.mean(ndtr(abs(effect) - c) + ndtr(-c - abs(effect))))
 
 
+@lru_cache
+def _detectable(df, target, level):
+    "The same for a standard error of 1"
+    from scipy.optimize import brentq
+    return brentq(lambda e: power(e, df, level) - target, 0, 1e4)
+
+
 def detectable(
     d: Difference,  # what was found: only its error counts
     target=.8,      # wanted power
     level=.05,      # of the two-sided test
 ) -> float:  # the smallest true difference that is seen with that power
     "The smallest difference that a design can see, if its standard error is the one that was estimated."
-    from scipy.optimize import brentq
-    return float(d.se * brentq(lambda e: power(e, d.df, level) - target, 0, 1e4))
+    return float(d.se * _detectable(d.df, target, level))
 
 # %% ../nbs/02b_matching.ipynb #c029
 def _of_score(problem, labels, part, rules, test_part, seed, subsets):
@@ -401,15 +408,20 @@ def planted_problem(
     return Planted(Problem(Labelled(_move(problem.weak.x, y, kind != "hard", patterns.weak_easy), y), w2s, val, test, problem.preset), patterns)
 
 # %% ../nbs/02b_matching.ipynb #c046
+def _midranks(v):
+    "Ranks from 1, equal values sharing the mean of theirs; nan throughout where one value is"
+    _, at, count = np.unique(v, return_inverse=True, return_counts=True)
+    return np.full(len(v), np.nan) if np.isnan(v).any() else (np.cumsum(count) - (count - 1) / 2)[at]
+
+
 def auc(
     score,  # (n,) scores
     truth,  # (n,) booleans
 ) -> float:  # nan where there is one class only
     "How often a true row scores above a false one; ties count half."
-    from scipy.stats import rankdata
     truth = np.asarray(truth, bool)
     n = truth.sum()
-    return float((rankdata(score)[truth].mean() - (n + 1) / 2) / (len(truth) - n)) if 0 < n < len(truth) else float("nan")
+    return float((_midranks(score)[truth].mean() - (n + 1) / 2) / (len(truth) - n)) if 0 < n < len(truth) else float("nan")
 
 # %% ../nbs/02b_matching.ipynb #c058
 def resplit(

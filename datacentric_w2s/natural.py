@@ -526,9 +526,10 @@ def rank_table(
     rows = []
     for name, d in (df[~df.own] if foreign else df).groupby("dataset", sort=False):
         y = d.groupby("source", sort=False)[outcome].mean()
+        same = d.pivot(index="source", columns="seed", values=outcome).reindex(y.index)
         for how in scores:
             s = d.pivot(index="source", columns="seed", values=how).reindex(y.index)
-            draws, same = [s[c] for c in s], d.pivot(index="source", columns="seed", values=outcome).reindex(y.index)
+            draws = [s[c] for c in s]
             rows.append((name, how, _rho(s.mean(axis=1), y), np.mean([_rho(v, y) for v in draws]), np.mean([_rho(s[c], same[c]) for c in s]), _lost(s.mean(axis=1), y), np.mean([_lost(v, y) for v in draws]), s.mean(axis=1).idxmax()))
     return pd.DataFrame(rows, columns=["dataset", "how", "rho", "rho_one", "rho_same", "regret", "regret_one", "top"])
 

@@ -38,9 +38,10 @@ def plain_selection(problem, labels, sources, policy, kind, T, seed, fit=True, c
         cut = binseg(conf[rows])
         easy_or_overlap = [r for r in rows if not conf[r] < cut]
         hard += [r for r in rows if conf[r] < cut]
-        new = [(x[hard] @ x[r]).max() for r in easy_or_overlap]
+        new = [v.max() for v in x[easy_or_overlap] @ x[hard].T]
         scores += new
-        found = [r for r, v in zip(easy_or_overlap, new) if v >= binseg(scores)]
+        line = binseg(scores)
+        found = [r for r, v in zip(easy_or_overlap, new) if v >= line]
         bought, flagged = bought + rows, flagged + found
         total[s], count[s] = total[s] + len(found) / len(rows), count[s] + 1
         out.append((t + 1, sources[s].name, len(bought), len(found) / len(rows), np.mean(kind[bought] == "overlap"), *(student(problem, x, y, r) if fit or t == T - 1 else np.nan for r in (bought, flagged))))

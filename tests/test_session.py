@@ -431,8 +431,3 @@ def test_the_figure_has_a_line_and_a_band_for_each_source():
         assert plot_session(what, ax) is ax and len(ax.lines) == len(ax.collections) == 2
         assert ax.lines[0].get_xdata()[0] == 3  # nothing is known during the warm-up
         plt.close(fig)
-
-
-def test_imports_no_torch():
-    code = "import sys, datacentric_w2s.session; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
