@@ -16,12 +16,13 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
 
 import numpy as np
+from fastcore.basics import patch
 from filelock import FileLock
 from tqdm import tqdm
 
@@ -298,13 +299,32 @@ def _pack(ids):
     ends = [n - 1 + int(b) if len(r) else n - 1 for r, b in zip(rest, np.cumsum([len(r) for r in rest]))]
     return tokens, place, part, ends
 
+# %% ../nbs/00c_activations.ipynb #n8d6b51c
+def _trains(sizes, budget, least=64):
+    "Batches of rows of packs: the largest packs first, what they leave of their rows filled with smaller ones; a batch stays within the budget, except for a single pack that is larger"
+    left, batches = sorted(range(len(sizes)), key=lambda i: -sizes[i]), []
+    while left:
+        long = max(sizes[left[0]], least)
+        rows, room, rest = [[] for _ in range(max(budget // long, 1))], np.full(max(budget // long, 1), long), []
+        for i in left:
+            fits = np.flatnonzero(room >= sizes[i])
+            if len(fits) == 0: rest.append(i)
+            else:
+                rows[fits[0]].append(i)
+                room[fits[0]] -= sizes[i]
+        batches.append([r for r in rows if r])
+        left = rest
+    return batches
 
-def _packed(packs, pad):
-    "Packs as tensors: tokens and places (rows, tokens), and which token may look at which (rows, 1, tokens, tokens)"
+
+def _packed(rows, pad):
+    "Rows of packs as tensors: tokens and places (rows, tokens), and which token may look at which (rows, 1, tokens, tokens)"
     import torch
-    tokens, mask = _padded([p[0] for p in packs], pad)
-    place, part = (_padded([p[k] for p in packs], fill)[0] for k, fill in ((1, 0), (2, -1)))
-    same = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
+    join = lambda k: [np.concatenate([p[k] for p in row]) for row in rows]
+    tokens, mask = _padded(join(0), pad)
+    place, part = _padded(join(1), 0)[0], _padded(join(2), -1)[0]
+    pack = _padded([np.repeat(np.arange(len(row)), [len(p[0]) for p in row]) for row in rows], -1)[0]
+    same = (pack[:, None, :] == pack[:, :, None]) & ((part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None]))
     return tokens, place, torch.tril(same & mask[:, None, :].bool() | torch.eye(tokens.shape[1], dtype=torch.bool))[:, None]
 
 # %% ../nbs/00c_activations.ipynb #c050
@@ -318,17 +338,16 @@ def _device(device=None):
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _load(lm, layer, dtype, device, compile=False):
-    "The model on its device, cut to `layer`: a function from a batch to hidden states"
+def _pretrained(lm, dtype):
+    "The whole model, in memory"
     import torch
     from transformers import AutoModel
     if lm.name in ARTIFACTS and Path(lm.source).name == _rewritten_name(lm.name): _rewritten(lm.name, check=True)
-    with _quiet(): model = AutoModel.from_pretrained(lm.source, dtype=getattr(torch, dtype), **lm.options).eval()
-    return _ready(model, lm.n_layers, layer, device, compile)
+    with _quiet(): return AutoModel.from_pretrained(lm.source, dtype=getattr(torch, dtype), **lm.options).eval()
 
 
 def _ready(model, n, layer, device, compile=False):
-    "A loaded model of `n` blocks, likewise"
+    "A model of `n` blocks on its device, cut to `layer`: a function from a batch to hidden states"
     model.config.use_cache = False
     run, name = _cut(model, n, layer), _blocks(model, min(layer, n) or 1)  # cut before the move, so that the other layers never reach the device
     run.dtype = model.to(device).dtype
@@ -336,35 +355,49 @@ def _ready(model, n, layer, device, compile=False):
     return run
 
 # %% ../nbs/00c_activations.ipynb #c051
-def _look(packs, ids, pad, run, pooling, device):
-    "(m, d) float32 activations of the texts of some packs, in the packs' order"
+def _look(ids, pad, run, pooling, device):
+    "(m, d) activations of a batch of texts, each in a row of its own, on the device"
+    tokens, mask = (t.to(device) for t in _padded(ids, pad))
+    return _pool(run(input_ids=tokens, attention_mask=mask), mask, pooling)
+
+
+def _look_at_packs(rows, pad, run, device):
+    "The same for rows of packs: their texts' last tokens"
     import torch
-    if all(len(p) == 1 for p in packs):
-        tokens, mask = (t.to(device) for t in _padded([ids[p[0]] for p in packs], pad))
-        return _pool(run(input_ids=tokens, attention_mask=mask), mask, pooling).cpu().numpy()
-    built = [_pack([ids[i] for i in p]) for p in packs]
-    tokens, place, seen = (t.to(device) for t in _packed(built, pad))
-    dtype = run.dtype
-    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
-    h = run(input_ids=tokens, position_ids=place, attention_mask=mask)
-    rows, ends = zip(*((r, e) for r, p in enumerate(built) for e in p[3]))
-    return h[list(rows), list(ends)].float().cpu().numpy()
+    tokens, place, seen = (t.to(device) for t in _packed(rows, pad))
+    mask = torch.zeros(seen.shape, dtype=run.dtype, device=device).masked_fill(~seen, torch.finfo(run.dtype).min)
+    starts = [np.cumsum([0, *(len(p[0]) for p in row)]) for row in rows]
+    at = [(r, s + e) for r, row in enumerate(rows) for s, p in zip(starts[r], row) for e in p[3]]
+    return run(input_ids=tokens, position_ids=place, attention_mask=mask)[tuple(torch.tensor(at, device=device).T)].float()
 
 
 def _run(ids, pad, run, pooling, device, share=False, tick=lambda m: None):
-    "(n, d) float32 activations of token ids, in their order"
+    "(n, d) float32 activations of token ids, in their order; they leave the device together"
     import torch
-    size = lambda p: sum(len(ids[i]) for i in p) - (len(p) - 1) * min(_common(ids[p[0]], ids[i]) for i in p)
-    packs = sorted(((size(p), p) for p in _packs(ids, share and pooling == "last")), key=lambda sp: sp[0])
-    out = None
+    order, x, budget = [], [], TOKENS_A_BATCH * (1 if device.type == "cpu" else 16)
     with torch.inference_mode():
-        for batch in _batches([n for n, _ in packs], TOKENS_A_BATCH * (1 if device.type == "cpu" else 16)):
-            texts = [i for k in batch for i in packs[k][1]]
-            x = _look([packs[k][1] for k in batch], ids, pad, run, pooling, device)
-            out = np.empty((len(ids), x.shape[1]), np.float32) if out is None else out
-            out[texts] = x
-            tick(len(texts))
+        for batch, look in _work(ids, pad, run, pooling, device, share and pooling == "last", budget):
+            order += batch
+            x.append(look())
+            tick(len(batch))
+        x = torch.cat(x).cpu().numpy()
+    out = np.empty_like(x)
+    out[order] = x
     return out
+
+# %% ../nbs/00c_activations.ipynb #n0173292
+def _work(ids, pad, run, pooling, device, share, budget):
+    "Batches: the positions of their texts, and a function that looks at them"
+    if not share:
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        for batch in _batches([len(ids[i]) for i in order], budget):
+            texts = [order[k] for k in batch]
+            yield texts, partial(_look, [ids[i] for i in texts], pad, run, pooling, device)
+        return
+    packs = _packs(ids, True)
+    built = [_pack([ids[i] for i in p]) for p in packs]
+    for rows in _trains([len(b[0]) for b in built], budget):
+        yield [i for row in rows for k in row for i in packs[k]], partial(_look_at_packs, [[built[k] for k in row] for row in rows], pad, run, device)
 
 # %% ../nbs/00c_activations.ipynb #ne002940
 def _keys(texts):
@@ -375,7 +408,6 @@ def _keys(texts):
 @dataclass(frozen=True)
 class Shard:
     "Some distinct texts, to be computed together and written as one file."
-    at: np.ndarray    # (m,) which of the missing texts
     rows: list        # (m,) the caller's row numbers, for messages
     keys: np.ndarray  # (m, 32) uint8, sha256 of each text
     ids: list         # (m,) token ids of each text
@@ -398,20 +430,43 @@ class Look:
     @property
     def shares(self): return self.lm.shares and self.pooling == "last"
 
-    def load(self):
-        "The model in memory: a function from a shard (and one that is told of progress) to its (m, d) float32 activations. It raises ValueError where they are not finite."
-        import torch
-        if self.threads: torch.set_num_threads(self.threads)
-        device = _device(self.device)
-        run = _load(self.lm, self.layer, self.dtype, device, self.compile)
-        return lambda shard, tick=lambda m: None: self._finite(shard, _run(shard.ids, shard.pad, run, self.pooling, device, self.shares, tick))
+    def plan(self, texts, keys=None, rows=None):
+        "The work on distinct texts, as shards"
+        keys, rows = _keys(texts) if keys is None else keys, list(range(len(texts))) if rows is None else rows
+        ids, pad = _tokenise(texts, self.lm, rows)
+        return [Shard([rows[i] for i in part], keys[part], [ids[i] for i in part], pad) for part in _shards(ids, keys, self.shares)]
 
-    def _finite(self, shard, x):
-        bad = [row for row, ok in zip(shard.rows, np.isfinite(x).all(1)) if not ok]
-        if not bad: return x
-        help = "Try dtype='float32'." if self.dtype != "float32" else "Check the model's weights; the computation was in float32 already."
-        raise ValueError(f"{self.lm.name}: {len(bad)} of {len(shard)} activations at layer {self.layer} in {self.dtype} are NaN or infinite "
-                         f"(first rows: {sorted(bad)[:5]}); they were not cached. {help}")
+    def tokens(self, shard):
+        "How many tokens the model has to read for a shard"
+        return sum(len(_pack([shard.ids[i] for i in p])[0]) for p in _packs(shard.ids, self.shares))
+
+# %% ../nbs/00c_activations.ipynb #n7f94894
+@patch
+def load(self: Look):
+    "The model in memory: a function from a shard (and one that is told of progress) to its (m, d) float32 activations. It raises ValueError where they are not finite."
+    import torch
+    if self.threads: torch.set_num_threads(self.threads)
+    return self.through(_pretrained(self.lm, self.dtype))
+
+
+@patch
+def through(self: Look, model):
+    "The same for a whole model that is in memory already; it loses the layers that are not needed"
+    device = _device(self.device)
+    run = _ready(model, self.lm.n_layers, self.layer, device, self.compile)
+    look = lambda shard, share, tick=lambda m: None: _run(shard.ids, shard.pad, run, self.pooling, device, share, tick)
+    return lambda shard, *tick: self._finite(shard, look(shard, self.shares, *tick), partial(look, share=False))
+
+
+@patch
+def _finite(self: Look, shard, x, alone):
+    odd = np.flatnonzero(~np.isfinite(x).all(1))
+    if len(odd) and self.shares: x[odd] = alone(replace(shard, ids=[shard.ids[i] for i in odd]))  # NaN reaches all that stand in one row
+    bad = [shard.rows[i] for i in odd if not np.isfinite(x[i]).all()]
+    if not bad: return x
+    help = "Try dtype='float32'." if self.dtype != "float32" else "Check the model's weights; the computation was in float32 already."
+    raise ValueError(f"{self.lm.name}: {len(bad)} of {len(shard)} activations at layer {self.layer} in {self.dtype} are NaN or infinite "
+                     f"(first rows: {sorted(bad)[:5]}); they were not cached. {help}")
 
 # %% ../nbs/00c_activations.ipynb #n43d3d79
 def _here(shards, look, tick):
@@ -560,12 +615,6 @@ def _shards(ids, keys, share):
         shards[-1] += p
     return shards
 
-
-def _plan(texts, keys, rows, look):
-    "The work on distinct texts, as shards"
-    ids, pad = _tokenise(texts, look.lm, rows)
-    return [Shard(np.array(part), [rows[i] for i in part], keys[part], [ids[i] for i in part], pad) for part in _shards(ids, keys, look.shares)]
-
 # %% ../nbs/00c_activations.ipynb #c066
 def _prepare(store):
     "Make a locked store ready for writing: its manifest is right, and no temporary files of a killed process are left"
@@ -623,7 +672,7 @@ def _all(txt, look, store, executor, sheet, progress):
 
     def compute(texts, keys, rows):
         with tqdm(total=len(texts), desc=f"{look.lm.name} to layer {look.layer}", unit=" texts", disable=not progress) as bar:
-            yield from executor(_plan(texts, keys, rows, look), look, bar.update)
+            yield from executor(look.plan(texts, keys, rows), look, bar.update)
 
     if store is not None: _through(store, distinct, _keys(distinct), rows, sheet, compute)
     else:

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -168,7 +170,7 @@ def alone(folder, ids, layer, dtype="float32"):
 
 
 def together(folder, ids, layer, dtype="float32", pooling="last", share=True):
-    return A._run(ids, 0, A._load(language_model(folder), layer, dtype, torch.device("cpu")), pooling, torch.device("cpu"), share)
+    return A._run(ids, 0, A._ready(A._pretrained(language_model(folder), dtype), language_model(folder).n_layers, layer, torch.device("cpu")), pooling, torch.device("cpu"), share)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, 4])
@@ -201,7 +203,7 @@ def test_a_text_in_a_pack_does_not_see_its_neighbours(wild, kind):
 def test_the_shared_part_of_a_pack_and_the_number_of_packs_a_batch_are_bounded(wild, monkeypatch):
     rows = []
     packed = A._packed
-    monkeypatch.setattr(A, "_packed", lambda packs, pad: (rows.append([len(p[0]) for p in packs]), packed(packs, pad))[1])
+    monkeypatch.setattr(A, "_packed", lambda packs, pad: (rows.append([sum(len(p[0]) for p in row) for row in packs]), packed(packs, pad))[1])
     monkeypatch.setattr(A, "TOKENS_A_BATCH", 60)
     rng = np.random.default_rng(1)
     ids = [*family(rng, 14, 12), *family(rng, 9, 30), *family(rng, 2, 5)]
@@ -215,9 +217,32 @@ def test_one_pack_in_any_order_of_its_texts():
     a, b, c = np.array([4, 2, 7]), np.array([4]), np.array([4, 2, 8, 9])
     tokens, place, part, ends = A._pack([a, b, c])
     assert (tokens.tolist(), place.tolist(), part.tolist(), ends) == ([4, 2, 7, 2, 8, 9], [0, 1, 2, 1, 2, 3], [0, 1, 1, 3, 3, 3], [2, 0, 5])
-    seen = A._packed([A._pack([a, b, c]), A._pack([a, c[:3]])], 0)[2]
+    seen = A._packed([[A._pack([a, b, c])], [A._pack([a, c[:3]])]], 0)[2]
     assert seen.shape == (2, 1, 6, 6) and seen.any(-1).all()  # no token looks at nothing, which some kernels answer with NaN
     assert seen[1, 0, :5, 5:].sum() == 0
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=60), st.integers(1, 300), st.integers(1, 64))
+def test_trains_hold_each_pack_once_and_stay_within_the_budget(sizes, budget, least):
+    batches = A._trains(sizes, budget, least)
+    assert sorted(i for rows in batches for row in rows for i in row) == list(range(len(sizes)))
+    for rows in batches:
+        long = [sum(sizes[i] for i in row) for row in rows]
+        assert max(long) <= max(least, max(sizes[i] for row in rows for i in row)) and (len(rows) * max(long) <= budget or len(rows) == 1)
+
+
+def test_trains_leave_few_pads():
+    sizes = np.random.default_rng(0).integers(10, 60, 300)
+    for budget in (512, 8192):
+        pads = [len(rows) * max(sum(sizes[i] for i in row) for row in rows) for rows in A._trains(sizes, budget)]
+        assert sum(pads) < 1.08 * sizes.sum()  # in rows of one pack, by length, 1.04 and 1.37
+
+
+def test_packs_in_one_row_do_not_see_each_other(wild):
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(2, 40, n) for n in (9, 14, 20, 7, 11)]
+    assert [len(rows) for rows in A._trains([len(t) for t in ids], 512)] == [1]
+    for kind in SHARING: assert gap(together(wild[kind], ids, 3), alone(wild[kind], ids, 3)) < 1e-5
 
 
 def no_packs(monkeypatch): monkeypatch.setattr(A, "_packed", lambda *a: pytest.fail("texts were packed"))
@@ -314,7 +339,7 @@ def test_no_global_state_is_changed(llama):
 def test_same_texts_in_another_order_load_no_model(llama, tmp_path, monkeypatch):
     texts = some_texts(50)
     x = activations(texts, llama, cache=tmp_path, progress=False)
-    monkeypatch.setattr(A, "_load", lambda *a: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(A, "_pretrained", lambda *a: pytest.fail("a model was loaded"))
     monkeypatch.setattr(A, "_tokenise", lambda *a: pytest.fail("texts were tokenised"))
     assert np.array_equal(activations(texts[::-2], llama, cache=tmp_path, progress=False), x[::-2])
     assert np.array_equal(activations([texts[0]] * 3, llama, layer=4, cache=tmp_path), x[[0, 0, 0]])  # -1 and 4 are one layer
@@ -416,7 +441,7 @@ from datacentric_w2s import activations as A
 texts = sys.argv[3:]
 def compute(texts, keys, rows):
     print("computes", flush=True); sys.stdin.readline()
-    yield A.Shard(np.arange(len(texts)), rows, keys, texts, 0), np.full((len(texts), 32), 7, np.float32)
+    yield A.Shard(rows, keys, texts, 0), np.full((len(texts), 32), 7, np.float32)
 A._through(A.Store(Path(sys.argv[1]), json.loads(sys.argv[2])), texts, A._keys(texts), list(range(len(texts))), A._Sheet(len(texts)), compute)
 """
 
@@ -547,8 +572,8 @@ def test_make_problem_reads_each_model_once_and_keeps_rows(llama, tmp_path, monk
     texts = some_texts(24)
     split = lambda rows: Texts("toy", [texts[i] for i in rows], [i % 2 for i in rows], [f"q{i // 2}" for i in rows])
     splits = Splits(split(range(6)), split(range(6, 14)), split(range(14, 18)), split(range(18, 24)))
-    calls, load = [], A._load
-    monkeypatch.setattr(A, "_load", lambda *a: (calls.append(a[1]), load(*a))[1])
+    calls, ready = [], A._ready
+    monkeypatch.setattr(A, "_ready", lambda model, n, layer, *a: (calls.append(layer), ready(model, n, layer, *a))[1])
     p = make_problem(splits, weak=llama, strong=llama, weak_layer=1, strong_layer=.5, strong_pooling="mean", cache=tmp_path, progress=False)
     assert calls == [1, 2]
     assert np.array_equal(p.test.x_weak, activations(texts[18:], llama, layer=1, cache=tmp_path))

@@ -8,7 +8,6 @@ import pytest
 NBS = Path(__file__).parent.parent / "nbs"
 CHAPTERS = sorted(p.stem for p in NBS.glob("*.ipynb") if any("parameters" in c["metadata"].get("tags", []) for c in json.loads(p.read_text())["cells"]))
 RUNS = [  # notebook, parameters: small budgets, since the saved outputs come from the full ones
-    ("00c_activations", dict(bench_rows=8, bench_repeats=1)),
     ("00d_probes", dict(bench_dataset="openbookqa", bench_rows=200, bench_fits=1, bench_repeats=1, grow_rows=200, grow_fits=4)),
     ("01_theory", dict(runs=20)),
     ("01a_rates", dict(runs=20, seed=1)),
