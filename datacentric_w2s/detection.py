@@ -11,14 +11,13 @@ __all__ = ['PROTOCOLS', 'change_point', 'plot_split', 'plot_change_point', 'over
 import hashlib
 import html
 import json
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import StandardScaler
 
 from .core import KIND_COLOURS, KINDS, PALETTE, Partition, Problem, Pseudolabels, Views, clustered_se
 from .probes import evaluate, new_probe, pseudolabel
@@ -99,70 +98,115 @@ def plot_change_point(
     return ax
 
 # %% ../nbs/02_detection.ipynb #c019
-def _floats(x):
-    "`x` as a float array, without a copy where it is one"
-    x = np.asarray(x)
-    return x if x.dtype.kind == "f" else x.astype(np.float64)
+@dataclass(frozen=True)
+class _Side:
+    "Rows of `x`, made ready a block at a time: in `dtype`, less `mean`, on request of length 1; a zero row stays zero, and has cosine 0 to everything"
+    x: np.ndarray
+    rows: np.ndarray
+    dtype: np.dtype
+    mean: np.ndarray | None = None
+    unit: bool = False
+    device: object = None
+    xp: object = np
 
+    def array(self, a):
+        return a.astype(self.dtype, copy=False) if self.device is None else self.xp.as_tensor(a).to(self.device, getattr(self.xp, self.dtype.name))
 
-def _take(x, rows, mean=None, unit=False):
-    "Some rows of `x`, less `mean`, on request scaled to length 1; a zero row stays zero, and has cosine 0 to everything"
-    b = x[rows]
-    if (unit or mean is not None) and np.may_share_memory(b, x): b = b.copy()
-    if mean is not None: b -= mean.astype(b.dtype)
-    if unit:
-        length = np.sqrt(np.einsum("nd,nd->n", b, b))[:, None]
-        np.divide(b, length, out=b, where=length > 0)
-    return b
+    def block(self, at=slice(None)):
+        b = self.array(self.x[self.rows[at]])
+        if self.mean is not None: b -= self.array(self.mean)
+        if self.unit:
+            length = self.xp.sqrt(self.xp.einsum("nd,nd->n", b, b))[:, None]
+            b /= length + (length == 0)
+        return b
+
+    def blocks(self, step):
+        for i in range(0, len(self.rows), step): yield slice(i, i + step), self.block(slice(i, i + step))
+
 
 # %% ../nbs/02_detection.ipynb #c020
-def _largest(g): return g.max(1)
-def _largest_abs(g): return np.abs(g, out=g).max(1)
-def _upper_quartile(g): return np.quantile(np.abs(g, out=g), .75, axis=1)
+def _running(a, b, entries, absolute):
+    "The largest product of each row of `a`: a block of `b` is read once, and the rows of `a` once for each such block, which is used in tiles that fit the cache"
+    step, tile, xp = max(1, entries // a.x.shape[1]), max(1, isqrt(entries) // 2), a.xp
+    out = a.array(np.full(len(a.rows), -np.inf))
+    for _, ref in b.blocks(step):
+        for at, rows in a.blocks(min(step, tile)):
+            for j in range(0, len(ref), tile):
+                g = rows @ ref[j:j + tile].T
+                if absolute: xp.abs(g, out=g)
+                xp.maximum(out[at], xp.amax(g, 1), out=out[at])
+    return out
 
 
-def _products(reduce): return (lambda ref: ref.T), (lambda b, ref: reduce(b @ ref))
+# %% ../nbs/02_detection.ipynb #nf4991dc
+def _mean_square(a, b, entries):
+    "x^T M x, where the d x d moments M of the references are summed block by block"
+    step, out = max(1, entries // a.x.shape[1]), a.array(np.zeros(len(a.rows)))
+    m = sum(ref.T @ ref for _, ref in b.blocks(step)) / len(b.rows)
+    for at, rows in a.blocks(step): out[at] = a.xp.einsum("nd,nd->n", rows @ m, rows)
+    return out
 
 
-def _moments(ref): return ref.T @ ref / len(ref)
+def _upper_quartile(a, b, entries):
+    "A quantile can't be merged: a copy of all references is held, and for each row its products with all of them"
+    ref, out = b.block(), np.empty(len(a.rows), a.dtype)
+    for at, rows in a.blocks(max(1, entries // max(ref.shape))): out[at] = np.quantile(np.abs(rows @ ref.T), .75, axis=1)
+    return out
 
 
-# name -> whether rows are scaled to length 1, what is kept of the references, and the score of a block of rows
-_SCORES = dict(max_abs_cosine=(True, *_products(_largest_abs)), max_dot=(False, *_products(_largest)),
-               mean_square=(False, _moments, lambda b, m: np.einsum("nd,nd->n", b @ m, b)), quantile=(False, *_products(_upper_quartile)))
+# name -> whether rows are scaled to length 1, and the scores from both sides
+_SCORES = dict(max_abs_cosine=(True, lambda *sides: _running(*sides, True)), max_dot=(False, lambda *sides: _running(*sides, False)),
+               mean_square=(False, _mean_square), quantile=(False, _upper_quartile))
+
 
 # %% ../nbs/02_detection.ipynb #c021
-def _score(x, rows, x_hard, hard, how, mean=None, entries=4_000_000):
-    "Scores of x[rows] against x_hard[hard], block by block: beside one copy of the references never more than `entries` products or features at once"
-    if callable(how): return np.asarray(how(_take(x, rows, mean), _take(x_hard, hard, mean)))
-    unit, keep, reduce = _SCORES[how]
-    ref = keep(_take(x_hard, hard, mean, unit))
-    step, out = max(1, entries // max(ref.shape)), np.empty(len(rows), np.result_type(x, x_hard))
-    for i in range(0, len(rows), step): out[i:i + step] = reduce(_take(x, rows[i:i + step], mean, unit), ref)
-    if not np.isfinite(out).all():
-        bad = [int((~np.isfinite(a[r]).all(1)).sum()) for a, r in ((x, rows), (x_hard, hard))]
+@contextmanager
+def _library(device):
+    "numpy, or torch with float32 products in float32: TF32, which keeps 10 of 23 bits, is put off and set back at the end"
+    if device is None: return (yield np)
+    import torch
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try: yield torch
+    finally: torch.set_float32_matmul_precision(before)
+
+
+def _score(x, rows, x_hard, hard, how, mean=None, entries=None, device=None):
+    "Scores of x[rows] against x_hard[hard], block by block, never more than `entries` features of either side or products at once; a function gets whole arrays"
+    unit, score = (False, lambda a, b, _: how(a.block(), b.block())) if callable(how) else _SCORES[how]
+    if entries is None: entries = 2**22 if device is None or str(device).startswith("cpu") else 2**29
+    with _library(device) as xp:
+        sides = [_Side(z, r, np.result_type(x, x_hard, np.float32), mean, unit, device, xp) for z, r in ((x, rows), (x_hard, hard))]
+        out = score(*sides, entries)
+        out = np.asarray(out if device is None else out.cpu())
+    if not (callable(how) or np.isfinite(out).all()):
+        bad = [sum(int((~np.isfinite(a[r[i:i + 4096]]).all(1)).sum()) for i in range(0, len(r), 4096)) for a, r in ((x, rows), (x_hard, hard))]
         raise ValueError(f"overlap score: {(~np.isfinite(out)).sum()} of {len(out)} scores are NaN or infinite; {bad[0]} of the scored rows and {bad[1]} of the hard rows hold "
                          "NaN or infinite features: drop them, or compute them again in float32")
     return out
 
+
 # %% ../nbs/02_detection.ipynb #c022
 def overlap_score(
-    x,       # (n, d) strong features of the rows to score
-    x_hard,  # (m, d) strong features of the hard rows
+    x,       # (n, d) strong features of the rows to score; an array, or one mapped from disk (`np.load(path, mmap_mode="r")`)
+    x_hard,  # (m, d) strong features of the hard rows, likewise
     how="max_abs_cosine",  # "max_abs_cosine", "max_dot", "mean_square", "quantile", or a function (x, x_hard) -> (n,)
     center=False,          # subtract the mean of all rows, scored and hard, first
+    device=None,           # None = numpy; "cuda" or another device of torch does the products there, in float32 proper
 ) -> np.ndarray:  # (n,) the larger, the more like a hard row
     "Similarity of each row to the hard rows, in strong space. Paper, detection algorithm. Raises ValueError for unknown names, empty references, and NaN."
-    x, x_hard = _floats(x), _floats(x_hard)
+    x, x_hard = np.asarray(x), np.asarray(x_hard)
     if x.ndim != 2 or x_hard.ndim != 2 or x.shape[1] != x_hard.shape[1]: raise ValueError(f"overlap_score: got x {x.shape} and x_hard {x_hard.shape}, wanted (n, d) and (m, d)")
     if len(x_hard) == 0: raise ValueError("overlap_score: there are no hard rows to compare with; raise t_hard, or look at the teacher's confidence first")
-    _known(how)
+    _known(how, device)
     mean = (x.sum(0, dtype=np.float64) + x_hard.sum(0, dtype=np.float64)) / (len(x) + len(x_hard)) if center else None
-    return _score(x, np.arange(len(x)), x_hard, slice(None), how, mean)
+    return _score(x, np.arange(len(x)), x_hard, np.arange(len(x_hard)), how, mean, device=device)
 
 
-def _known(how):
+def _known(how, device=None):
     if not callable(how) and how not in _SCORES: raise ValueError(f"how: got {how!r}, wanted one of {', '.join(_SCORES)}, or a function")
+    if device is not None and (callable(how) or how == "quantile"): raise ValueError("device: quantiles and functions of your own run in numpy; leave device out")
+
 
 # %% ../nbs/02_detection.ipynb #c025
 def _threshold(s, given, what, jump, min_size):
@@ -177,15 +221,14 @@ def _threshold(s, given, what, jump, min_size):
 def _remarks(kind, x):
     "What `rule` says of small kinds, of rows that repeat a hard row, and of zero rows; nothing where there are none"
     small = [f"{'no' if n == 0 else f'only {n}'} {k} rows" for k in KINDS if (n := int((kind == k).sum())) < 3]
-    seen = {hash(x[i].tobytes()) for i in np.flatnonzero(kind == "hard")}
-    rest = np.flatnonzero(kind != "hard")
-    repeats, zero = sum(hash(x[i].tobytes()) in seen for i in rest), sum(not x[i].any() for i in rest)
+    content, hard = np.fromiter((hash(row.tobytes()) for row in x), np.int64, len(x)), kind == "hard"
+    repeats, zero = int(np.isin(content[~hard], content[hard]).sum()), sum(not x[i].any() for i in np.flatnonzero(~hard))
     return "".join(f"; {r}" for r in small + [f"{repeats:,} repeat a hard row"] * (repeats > 0) + [f"{zero:,} zero rows, like nothing"] * (zero > 0))
 
 # %% ../nbs/02_detection.ipynb #c026
 def detect_overlap(
     pseudolabels: Pseudolabels,  # the teacher's, n rows
-    x_strong,                    # (n, d) strong features of the same rows
+    x_strong,                    # (n, d) strong features of the same rows, in memory or mapped from disk
     *,
     how="max_abs_cosine",  # the overlap score, see `overlap_score`
     center=False,          # centre the features for the score
@@ -194,17 +237,18 @@ def detect_overlap(
     boundary="<",          # hard is confidence "<" or "<=" the value right of the change point; the published scripts differ
     t_hard=None,           # confidence threshold; None = change point
     t_overlap=None,        # score threshold; None = change point
+    device=None,           # as in `overlap_score`
 ) -> Partition:  # a kind for each row, with scores, thresholds and how they were found
     "Divide rows into easy, hard and overlap. Paper, detection algorithm. Raises ValueError where a threshold can't be found, no row or every row is hard, or features are NaN."
-    x = _floats(x_strong)
+    x = np.asarray(x_strong)
     if x.ndim != 2 or len(pseudolabels) != len(x): raise ValueError(f"detect_overlap: got {len(pseudolabels)} pseudolabels and x_strong of shape {x.shape}; wanted (n, d), row-aligned")
     if boundary not in ("<", "<="): raise ValueError(f"boundary: got {boundary!r}, wanted '<' or '<='")
-    _known(how)
+    _known(how, device)
     t_hard, rule_hard = _threshold(pseudolabels.conf, t_hard, "confidences", jump, min_size)
     hard = pseudolabels.conf < t_hard if boundary == "<" else pseudolabels.conf <= t_hard
     if hard.all() or not hard.any(): raise ValueError(f"detect_overlap: confidence {boundary} {t_hard:.4g} makes {hard.sum()} of {len(hard)} rows hard; choose another t_hard or boundary")
     rest, score = np.flatnonzero(~hard), np.full(len(hard), np.nan)
-    score[rest] = _score(x, rest, x, np.flatnonzero(hard), how, x.mean(0, dtype=np.float64) if center else None)
+    score[rest] = _score(x, rest, x, np.flatnonzero(hard), how, x.mean(0, dtype=np.float64) if center else None, device=device)
     t_overlap, rule_overlap = _threshold(score[rest], t_overlap, "scores", jump, min_size)
     kind = np.where(hard, "hard", np.where(score >= t_overlap, "overlap", "easy"))
     name = how if isinstance(how, str) else getattr(how, "__name__", "function")
@@ -240,9 +284,10 @@ def detect(
     problem: Problem,            # a complete experiment
     pseudolabels: Pseudolabels,  # the teacher's, of the w2s rows
     protocol="preset",           # "preset", "published", "published selection", or `Rules`
+    device=None,                 # as in `overlap_score`
 ) -> Partition:  # of the w2s rows
     "Divide a problem's w2s rows into kinds by named rules. Raises what `detect_overlap` raises."
-    return detect_overlap(pseudolabels, problem.w2s.x_strong, **asdict(rules_of(protocol, problem.preset)))
+    return detect_overlap(pseudolabels, problem.w2s.x_strong, **asdict(rules_of(protocol, problem.preset)), device=device)
 
 
 def detect_like(
@@ -251,13 +296,14 @@ def detect_like(
     pseudolabels: Pseudolabels,  # the same teacher's, of other rows
     x_strong,              # (m, d) strong features of these rows
     protocol="preset",     # the rules that made `partition`
+    device=None,           # as in `overlap_score`
 ) -> Partition:  # of the other rows
     "Kinds of other rows, such as the test split, by a partition's own thresholds and hard rows."
-    r, x, own = rules_of(protocol, problem.preset), _floats(x_strong), problem.w2s.x_strong
+    r, x, own = rules_of(protocol, problem.preset), np.asarray(x_strong), problem.w2s.x_strong
     conf, score = pseudolabels.conf, np.full(len(x), np.nan)
     hard = conf < partition.t_hard if r.boundary == "<" else conf <= partition.t_hard
     rest = np.flatnonzero(~hard)
-    if len(rest): score[rest] = _score(x, rest, own, partition.rows("hard"), r.how, own.mean(0, dtype=np.float64) if r.center else None)
+    if len(rest): score[rest] = _score(x, rest, own, partition.rows("hard"), r.how, own.mean(0, dtype=np.float64) if r.center else None, device=device)
     kind = np.where(hard, "hard", np.where(score >= partition.t_overlap, "overlap", "easy"))
     return Partition(kind, conf, score, partition.t_hard, partition.t_overlap, f"as the rows before: {partition.rule}")
 
@@ -415,6 +461,8 @@ def strong_map(
     seed=0,     # of UMAP
 ) -> pd.DataFrame:  # (n, 2), columns named after the axes; a principal component's name says its share of the variance
     "Two coordinates a row, of standardised features. Raises ValueError for another name, and ImportError for UMAP where it is not installed."
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
     if how not in ("pca", "umap"): raise ValueError(f"how: got {how!r}, wanted 'pca' or 'umap'")
     z = StandardScaler().fit_transform(x)
     if how == "pca":
@@ -446,6 +494,7 @@ def neighbour_purity(
     k=10,  # neighbours of each row
 ) -> pd.DataFrame:  # one row a kind: its share of the other rows (chance), and its share among the neighbours of its own rows (purity)
     "How often a row's nearest neighbours are of its own kind, beside chance."
+    from sklearn.neighbors import NearestNeighbors
     kind = np.asarray(kind)
     near = NearestNeighbors(n_neighbors=min(k, len(kind) - 1)).fit(x).kneighbors(return_distance=False)
     own = (kind[near] == kind[:, None]).mean(1)

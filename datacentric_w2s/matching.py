@@ -13,9 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
-from scipy.stats import chi2, norm, rankdata
-from scipy.stats import t as student_t
+from scipy.special import gammaincinv, ndtr, stdtr, stdtrit  # normal (n) and Student's t (st) distribution; stdtrit: t's inverse
 
 from .core import KINDS, PALETTE, Labelled, Partition, Problem, Pseudolabels, Splits, Views, clustered_se
 from .detection import detect, detect_like, rules_of
@@ -193,11 +191,11 @@ class Difference:
         level=.95,  # coverage
     ) -> tuple:  # lower and upper end
         "Confidence interval."
-        half = student_t.ppf((1 + level) / 2, self.df) * self.se
+        half = stdtrit(self.df, (1 + level) / 2) * self.se
         return self.mean - half, self.mean + half
 
     @property
-    def p(self): return float(2 * student_t.sf(abs(self.mean) / self.se, self.df)) if self.se > 0 else float(self.mean == 0)  # two-sided, against 0
+    def p(self): return float(2 * stdtr(self.df, -abs(self.mean) / self.se)) if self.se > 0 else float(self.mean == 0)  # two-sided, against 0
 
     @property
     def bound(self): return float(max(np.abs(self.interval(.9))))  # equivalence bound: the 90% interval lies within plus and minus it
@@ -208,7 +206,7 @@ class Difference:
     ) -> float:  # the larger of the two one-sided p-values
         "Two one-sided tests that the difference lies within plus and minus delta (Schuirmann, 1987). Raises ValueError for a margin of 0 or less."
         if not delta > 0: raise ValueError(f"delta: got {delta}, wanted a margin above 0, chosen before looking")
-        return float(student_t.sf((delta - abs(self.mean)) / self.se, self.df)) if self.se > 0 else float(abs(self.mean) >= delta)
+        return float(stdtr(self.df, (abs(self.mean) - delta) / self.se)) if self.se > 0 else float(abs(self.mean) >= delta)
 
 # %% ../nbs/02b_matching.ipynb #c026
 def difference(
@@ -228,9 +226,9 @@ def power(
     level=.05,  # of the two-sided test
 ) -> float:  # probability of a significant result
     "How often a two-sided t test sees a true difference."
-    spread = np.sqrt(chi2.ppf((np.arange(2000) + .5) / 2000, df) / df)  # of the estimated standard error around the true one
-    c = student_t.ppf(1 - level / 2, df) * spread
-    return float(np.mean(norm.sf(c - abs(effect)) + norm.cdf(-c - abs(effect))))
+    spread = np.sqrt(gammaincinv(df / 2, (np.arange(2000) + .5) / 2000) * 2 / df)  # of the estimated standard error around the true one
+    c = stdtrit(df, 1 - level / 2) * spread
+    return float(np.mean(ndtr(abs(effect) - c) + ndtr(-c - abs(effect))))
 
 
 def detectable(
@@ -239,6 +237,7 @@ def detectable(
     level=.05,      # of the two-sided test
 ) -> float:  # the smallest true difference that is seen with that power
     "The smallest difference that a design can see, if its standard error is the one that was estimated."
+    from scipy.optimize import brentq
     return float(d.se * brentq(lambda e: power(e, d.df, level) - target, 0, 1e4))
 
 # %% ../nbs/02b_matching.ipynb #c029
@@ -407,6 +406,7 @@ def auc(
     truth,  # (n,) booleans
 ) -> float:  # nan where there is one class only
     "How often a true row scores above a false one; ties count half."
+    from scipy.stats import rankdata
     truth = np.asarray(truth, bool)
     n = truth.sum()
     return float((rankdata(score)[truth].mean() - (n + 1) / 2) / (len(truth) - n)) if 0 < n < len(truth) else float("nan")

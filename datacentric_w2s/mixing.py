@@ -14,7 +14,6 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import linear_sum_assignment
 
 from .core import KINDS, PALETTE, Accuracies, Partition, Problem, Pseudolabels, Splits, clustered_se, label_lines
 from .detection import detect, detect_like, detect_overlap
@@ -140,6 +139,7 @@ def matched_pairs(
     right=None,   # (n,) whether the teacher is right: partners then agree in it too (needs gold labels: for analysis only); None = not asked for
 ) -> np.ndarray:  # (m, 2) row numbers: overlap, its easy partner; no row twice; (0, 2) where there is no pair
     "Pair overlap rows with easy rows of the same pseudolabel and nearly the same confidence. Raises ValueError where rows don't fit together."
+    from scipy.optimize import linear_sum_assignment
     if len(partition) != len(pseudolabels): raise ValueError(f"matched_pairs: got {len(partition)} rows of the partition and {len(pseudolabels)} pseudolabels; they must be row-aligned")
     conf, stratum, pairs = pseudolabels.conf, pseudolabels.label * 2 + (0 if right is None else np.asarray(right, int)), [np.empty((0, 2), int)]
     for v in np.unique(stratum):

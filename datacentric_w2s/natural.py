@@ -20,7 +20,7 @@ from functools import cached_property, lru_cache, partial
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, rankdata, t
+from scipy.special import stdtrit  # the quantile of Student's t
 
 from .activations import activations
 from .core import PALETTE, Labelled, Problem, Pseudolabels, Source, Views, label_lines
@@ -549,7 +549,7 @@ def over_targets(
     rows = []
     for how, d in table.groupby("how", sort=False):
         v = d[column].dropna()
-        half = t.ppf(.5 + level / 2, len(v) - 1) * v.std() / np.sqrt(len(v)) if len(v) > 1 else np.nan
+        half = stdtrit(len(v) - 1, .5 + level / 2) * v.std() / np.sqrt(len(v)) if len(v) > 1 else np.nan
         rows.append((how, v.mean(), v.mean() - half, v.mean() + half, len(v)))
     return pd.DataFrame(rows, columns=["how", "mean", "low", "high", "targets"])
 
@@ -586,11 +586,12 @@ def rank_power(
     seed=0,       # of them
 ) -> tuple:  # share of studies whose interval lies above 0, and the mean rank correlation that they see
     "Power of the mean rank correlation over targets, by simulation."
+    from scipy.stats import rankdata
     z, e, noise = np.random.default_rng(seed).normal(size=(3, runs, targets, sources))
     score, seen = correlation * z + np.sqrt(1 - correlation**2) * e, np.sqrt(reliability) * z + np.sqrt(1 - reliability) * noise
     a, b = (rankdata(v, axis=-1) - (sources + 1) / 2 for v in (score, seen))
     rho = (a * b).sum(-1) / (a**2).sum(-1)
-    low = rho.mean(1) - t.ppf(.5 + level / 2, targets - 1) * rho.std(1, ddof=1) / np.sqrt(targets)
+    low = rho.mean(1) - stdtrit(targets - 1, .5 + level / 2) * rho.std(1, ddof=1) / np.sqrt(targets)
     return float(np.mean(low > 0)), float(rho.mean())
 
 # %% ../nbs/02g_natural.ipynb #n4af4d15
@@ -690,7 +691,7 @@ def usable(
     "Targets whose gold-label student of own rows is above chance: the interval with the corrected standard error lies above one half."
     rows = []
     for name, d in df[df.own].groupby("dataset", sort=False):
-        half = t.ppf(.5 + level / 2, len(d) - 1) * corrected_se(d.gold, split_ratio(d, "student"))
+        half = stdtrit(len(d) - 1, .5 + level / 2) * corrected_se(d.gold, split_ratio(d, "student"))
         rows.append((name, int(d.n.iloc[0]), d.gold.mean(), d.gold.mean() - half, d.gold.mean() + half, d.gold.mean() - half > .5))
     return pd.DataFrame(rows, columns=["dataset", "n", "gold", "low", "high", "kept"])
 

@@ -10,17 +10,13 @@ __all__ = ['LinearProbe', 'KNNProbe', 'topological_filter', 'TopologicalProbe', 
 import warnings
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 
 import numpy as np
 import pandas as pd
-from scipy.linalg import cho_factor
-from scipy.linalg.blas import dsyrk, dtrsv
-from scipy.sparse.csgraph import connected_components
+from scipy.linalg import LinAlgError, cho_factor
+from scipy.linalg.blas import dsyrk, get_blas_funcs
 from scipy.special import expit
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.neighbors import NearestNeighbors
-from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import ThreadpoolController
 
 from .core import Accuracies, Problem, Pseudolabels, clustered_se
@@ -32,23 +28,31 @@ def _loss(u, y, w, penalty): return np.mean(np.logaddexp(0, u) - y * u) + penalt
 def _cholesky(a): return cho_factor(a, lower=True, overwrite_a=True, check_finite=False)[0]
 
 
-def _solve(factor, g): return dtrsv(factor, dtrsv(factor, g, lower=1), lower=1, trans=1)  # for one g three times faster than cho_solve
+def _solve(factor, g):
+    trsv = get_blas_funcs("trsv", [factor])  # for one g three times faster than cho_solve
+    return trsv(factor, trsv(factor, g, lower=1), lower=1, trans=1).astype(np.float64)
 
 
 class _Tall:
     "The Hessian of the first `n` rows, for more rows than features; the last coordinate is the bias"
 
-    def __init__(self, d): self.n, self.gram = 0, np.zeros((d + 1, d + 1), order="F")
+    def __init__(self, d): self.n, self.gram = 0, np.zeros((d + 1, d + 1), np.float32, order="F")
 
     def renew(self, z, c, penalty):
-        "Take in the rows that came since, with their weights `c`; if none came, all rows anew"
-        (n, d), old = z.shape, self.n if self.n < len(z) else 0
-        rows = np.column_stack([z[old:], np.ones(n - old)]) * np.sqrt(c[old:, None])
-        self.n, self.gram = n, dsyrk(1., rows.T, float(old > 0), self.gram, lower=1, overwrite_c=1)
+        "Take in the rows that came since, with their weights `c`; if none came, all rows anew, in double precision"
+        (n, d), old, kind = z.shape, self.n if self.n < len(z) else 0, np.float64 if self.n == len(z) else self.gram.dtype
+        if old == 0: self.gram = np.zeros_like(self.gram, kind)
+        rows, root = np.empty((n - old, d + 1), kind), np.sqrt(c[old:])
+        np.multiply(z[old:], root[:, None], out=rows[:, :d], casting="same_kind")
+        rows[:, d] = root
+        self.n, self.gram = n, get_blas_funcs("syrk", [rows])(1., rows.T, 1., self.gram, lower=1, overwrite_c=1)
         hessian = self.gram / n
         hessian[np.arange(d), np.arange(d)] += 2 * penalty
         hessian[d, d] += 1e-12
-        self.factor = _cholesky(hessian)
+        try: self.factor = _cholesky(hessian)
+        except LinAlgError:  # too badly conditioned for single precision
+            if kind == np.float64: raise
+            self.renew(z, c, penalty)
 
     def solve(self, z, g): return _solve(self.factor, g)
 
@@ -63,9 +67,12 @@ class _Wide:
         "Take in the rows that came since, and the weights `c` of all; if none came, the penalty too"
         n, old = len(z), self.n
         if old in (0, n) and (self.penalty != penalty).any(): old, self.penalty = 0, penalty
-        gram = np.empty((n, n), order="F")  # its upper half is never read
-        gram[:old, :old], gram[old:] = self.gram[:old, :old], z[old:] / (2 * self.penalty) @ z.T
-        self.n, self.gram, inner = n, gram, gram.copy(order="F")
+        if old < n:
+            gram, self.n = np.empty((n, n), order="F"), n  # its upper half is never read
+            gram[:old, :old], gram[old:, :old] = self.gram[:old, :old], z[old:] / (2 * self.penalty) @ z[:old].T
+            gram[old:, old:] = dsyrk(1., (z[old:] / np.sqrt(2 * self.penalty)).T, trans=1, lower=1)
+            self.gram = gram
+        inner = self.gram.copy(order="F")
         inner[np.arange(n), np.arange(n)] += n / np.maximum(c, 1e-15)
         self.factor = _cholesky(inner)
         self.ones = _solve(self.factor, np.ones(n))
@@ -96,30 +103,35 @@ def _remember(pairs, s, dg, memory=10):
 
 
 # %% ../nbs/00d_probes.ipynb #nf48c7cb
-_FEW = 64  # rows or features up to which the Hessian is always renewed
+_FEW = 64  # rows or features below which the Hessian is always renewed
+
+
+def _patience(n, d):
+    "Steps in which a new Hessian must halve the gradient; with fewer rows than features a renewal is cheap, as the Gram matrix stays"
+    return d // _FEW if n >= d else min(n // _FEW, 1)
 
 
 def _newton(rows, penalty, hessian, tol=1e-6, max_iter=200):
     "Damped Newton from the rows' solution so far, with a Hessian kept while it serves; returns w, b, the norm of the gradient and the number of steps"
-    z, y, w, b, pairs, norm = rows.z, rows.y, rows.w, rows.b, [], np.inf
+    z, y, w, b, pairs, norms, since = rows.z, rows.y, rows.w, rows.b, [], [], 0
     (n, d), u = z.shape, z @ w + b
-    keep, f = .5 if min(n, d) > _FEW else 0., _loss(u, y, w, penalty)
+    patience, f = min(_patience(n, d), 1), _loss(u, y, w, penalty)
     if f > np.log(2): w, b, u, f = 0 * w, 0., 0 * u, np.log(2)  # a start worse than zero is none: far out the Hessian vanishes
     for i in range(max_iter + 1):
         p, before = expit(u), grad if i else None
         grad = np.append((p - y) @ z / n + 2 * penalty * w, np.mean(p - y))
-        last, norm = norm, _norm(grad, rows)
+        norms.append(_norm(grad, rows))
         if i: pairs = _remember(pairs, t * step, grad - before)
-        if i == 0 and hessian.n < .8 * n or norm > keep * last:
+        if i == 0 and hessian.n < .8 * n or i - since >= patience and norms[-1] > .5 * norms[-1 - patience]:
             hessian.renew(z, p * (1 - p), penalty)
-            pairs = []
+            pairs, since, patience = [], i, _patience(n, d)
         step = _step(partial(hessian.solve, z), grad, pairs)
         slope, t = grad @ step, 1.
-        if i == max_iter or norm <= tol and -slope <= 1e-8 * f: break
+        if i == max_iter or norms[-1] <= tol and -slope <= 1e-8 * f: break
         du, room = z @ step[:-1] + step[-1], 1e-14 * (1 + f)  # rounding must not stop a step
         while (f_new := _loss(u + t * du, y, w + t * step[:-1], penalty)) > f + 1e-4 * t * slope + room and t > 1e-8: t /= 2
         w, b, u, f = w + t * step[:-1], b + t * step[-1], u + t * du, f_new
-    return w, b, norm, i
+    return w, b, norms[-1], i
 
 
 # %% ../nbs/00d_probes.ipynb #n5ad933a
@@ -132,7 +144,7 @@ class _Moments:
     largest: float
 
     @classmethod
-    def of(cls, x): return cls(len(x), x.mean(0), x.var(0) * len(x), np.abs(x).max(initial=1.))
+    def of(cls, x): return cls(len(x), x.mean(0), x.var(0) * len(x), max(x.max(initial=1.), -x.min(initial=0.)))
 
     def __add__(self, other):
         n, step = self.n + other.n, other.mean - self.mean
@@ -157,7 +169,7 @@ class _Rows:
         if standardize:
             self.moments = _Moments.of(x)
             self.origin, self.unit = self.moments.mean, self.moments.scale()
-        self.store, self.y, self.standardize = (x - self.origin) / self.unit if standardize else x, y, standardize
+        self.store, self.y, self.standardize = self._in_units(x) if standardize else x, y, standardize
         self.forget()
 
     def forget(self): self.w, self.b, self.hessian = np.zeros(len(self.unit)), 0., None
@@ -165,10 +177,14 @@ class _Rows:
     @property
     def z(self): return self.store[:len(self.y)]
 
+    def _in_units(self, x):
+        z = x - self.origin
+        return np.divide(z, self.unit, out=z)
+
     def add(self, x, y):
         old, n = len(self.y), len(self.y) + len(y)
         if n > len(self.store): self.store = np.concatenate([self.z, np.empty((n, x.shape[1]))])  # room for as many again
-        self.store[old:n], self.y = (x - self.origin) / self.unit, np.append(self.y, y)
+        self.store[old:n], self.y = self._in_units(x), np.append(self.y, y)
         if self.standardize and len(y):
             self.moments += _Moments.of(x)
             self.mean, self.scale = (self.moments.mean - self.origin) / self.unit, self.moments.scale() / self.unit
@@ -184,24 +200,66 @@ def _minimise(rows, l2):
     "Solve from the solution so far; returns the norm of the gradient and the number of steps"
     n, d = rows.z.shape
     kind = _Wide if n < d else _Tall
-    if not isinstance(rows.hessian, kind) or min(n, d) <= _FEW: rows.hessian = kind(d)
+    if not isinstance(rows.hessian, kind) or min(n, d) < _FEW: rows.hessian = kind(d)
     with _BLAS.limit(limits=1 if n * d * min(n, d) < 4e9 else None, user_api="blas"):
         rows.w, rows.b, norm, steps = _newton(rows, l2 * rows.scale**2, rows.hessian)
     return norm, steps
 
 
+# %% ../nbs/00d_probes.ipynb #n8fb1427
+class _Classifier:
+    "What scikit-learn's `ClassifierMixin` and `BaseEstimator` give a probe. scikit-learn takes longer to import than most fits, so it is imported when it is asked for"
+
+    _estimator_type = "classifier"  # scikit-learn 1.5 reads this, later ones the tags
+
+    @classmethod
+    def _defaults(cls): return {name: p.default for name, p in signature(cls).parameters.items()}
+
+    def get_params(self, deep=True): return {name: getattr(self, name) for name in self._defaults()}
+
+    def set_params(self, **params):
+        if unknown := params.keys() - self._defaults().keys(): raise ValueError(f"{type(self).__name__}: got {sorted(unknown)}, wanted parameters among {list(self._defaults())}")
+        for name, value in params.items(): setattr(self, name, value)
+        return self
+
+    def __repr__(self):
+        changed = [f"{name}={value!r}" for name, value in self.get_params().items() if repr(value) != repr(self._defaults()[name])]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def score(self, x, y, sample_weight=None):
+        from sklearn.metrics import accuracy_score
+        return accuracy_score(y, self.predict(x), sample_weight=sample_weight)
+
+    def __sklearn_tags__(self):
+        from sklearn.base import BaseEstimator, ClassifierMixin
+        return type("Plain", (ClassifierMixin, BaseEstimator), {})().__sklearn_tags__()
+
+
+def _check_fitted(probe, attribute):
+    "scikit-learn's error for a probe without this attribute"
+    if hasattr(probe, attribute): return
+    from sklearn.exceptions import NotFittedError
+    raise NotFittedError(f"{type(probe).__name__}: not fitted yet; call fit first")
+
 # %% ../nbs/00d_probes.ipynb #n9a92775
-class _Linear(ClassifierMixin, BaseEstimator):
+class _Linear(_Classifier):
     "What is read off a fitted `coef_` and `intercept_`"
 
     def decision_function(self, x):
-        check_is_fitted(self)
+        _check_fitted(self, "coef_")
         if np.ndim(x) != 2 or np.shape(x)[1] != self.n_features_in_: raise ValueError(f"x: got shape {np.shape(x)}, the probe was fitted on {self.n_features_in_} features")
-        return np.asarray(x, np.float64) @ self.coef_ + self.intercept_
+        return _by_blocks(lambda b: np.asarray(b, np.float64) @ self.coef_, x) + self.intercept_
 
     def predict_proba(self, x): return _two_columns(expit(self.decision_function(x)))
 
     def predict(self, x): return (self.decision_function(x) > 0).astype(np.int64)
+
+
+def _by_blocks(f, x, entries=2**22):
+    "`f` of a block of rows at a time: of features mapped from disk never more than `entries` are in memory"
+    step = max(1, entries // max(1, np.shape(x)[-1]))
+    return np.concatenate([f(x[i:i + step]) for i in range(0, max(1, len(x)), step)])
+
 
 # %% ../nbs/00d_probes.ipynb #c012
 class LinearProbe(_Linear):
@@ -242,7 +300,9 @@ def _fitted(probe, rows):
     if not solved():
         rows.forget()
         probe.kkt_, probe.n_iter_ = _minimise(rows, probe.l2)
-    if not solved(): warnings.warn(f"LinearProbe: gradient norm {probe.kkt_:.1e} after {probe.n_iter_} steps; standardize=True or a larger l2 may help", ConvergenceWarning)
+    if not solved():
+        from sklearn.exceptions import ConvergenceWarning
+        warnings.warn(f"LinearProbe: gradient norm {probe.kkt_:.1e} after {probe.n_iter_} steps; standardize=True or a larger l2 may help", ConvergenceWarning)
     probe.coef_, probe.classes_, probe.n_features_in_ = rows.w / rows.unit, np.array([0, 1]), len(rows.w)
     probe.intercept_ = float(rows.b - probe.coef_ @ rows.origin)
     return probe
@@ -275,7 +335,7 @@ def _checked(x, y, l2=1., first=True):
 def _two_columns(p): return np.column_stack([1 - p, p])
 
 # %% ../nbs/00d_probes.ipynb #c030
-class KNNProbe(ClassifierMixin, BaseEstimator):
+class KNNProbe(_Classifier):
     "Mean label of the `k` nearest training rows (Euclidean), as in the published code."
 
     def __init__(
@@ -289,12 +349,13 @@ class KNNProbe(ClassifierMixin, BaseEstimator):
         y,  # (n,) labels in [0, 1], hard or soft
     ):  # the fitted probe
         "Keep the rows. Raises ValueError where there are fewer than `k`."
+        from sklearn.neighbors import NearestNeighbors
         x, self.y_ = _checked(x, y)
         if len(x) < self.k: raise ValueError(f"k: got {self.k} neighbours for {len(x)} rows; choose a smaller k")
         self.neighbours_, self.classes_ = NearestNeighbors(n_neighbors=self.k).fit(x), np.array([0, 1])
         return self
 
-    def predict_proba(self, x): return _two_columns(self.y_[self.neighbours_.kneighbors(x, return_distance=False)].mean(1))
+    def predict_proba(self, x): return _two_columns(_by_blocks(lambda b: self.y_[self.neighbours_.kneighbors(b, return_distance=False)].mean(1), x))
 
     def predict(self, x): return (self.predict_proba(x)[:, 1] > .5).astype(np.int64)
 
@@ -307,6 +368,8 @@ def topological_filter(
     contamination=0.,  # share of the rows to drop in all: after the components, those that agree least with their k neighbours
 ) -> np.ndarray:  # (n,) mask of the rows that are kept
     "Keep the largest strongly connected component of each class's part of the kNN graph, less ill-fitting rows, as in the published code."
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.neighbors import NearestNeighbors
     x, y = np.asarray(x), np.asarray(y, float)
     graph = NearestNeighbors(n_neighbors=min(k, len(x) - 1)).fit(x).kneighbors_graph().tocsr()
     keep = np.zeros(len(x), bool)
@@ -337,7 +400,7 @@ class TopologicalProbe(KNNProbe):
 # %% ../nbs/00d_probes.ipynb #c036
 def pseudolabel(
     probe,           # a fitted probe with predict_proba
-    x,               # (n, d) what it reads
+    x,               # (n, d) what it reads, in memory or mapped from disk
     source="weak",   # the name of the teacher, for displays
 ) -> Pseudolabels:  # one probability a row
     "All that a teacher hands on."

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 from .core import PALETTE, Pseudolabels, Views, clustered_se, preset as get_preset
@@ -69,6 +68,7 @@ def text_teacher(
     seed=0,             # of the folds
 ) -> TextTeacher:  # callable: texts -> `Pseudolabels`
     "Fit a teacher on labelled texts. Raises ValueError for fewer questions than folds, and for one label only."
+    from sklearn.model_selection import StratifiedGroupKFold
     texts = labelled if hasattr(labelled, "txt") else load_texts(labelled, preset)
     if (g := len(np.unique(texts.group))) < folds: raise ValueError(f"text_teacher: {g} questions for {folds} folds; give more labelled texts")
     x, p = np.asarray(view(texts.txt)), get_preset(preset)

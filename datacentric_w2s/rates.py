@@ -10,10 +10,7 @@ __all__ = ['score_cdf', 'detector_rates', 'mean_square_cdf', 'best_threshold', '
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
-from scipy.optimize import minimize_scalar
-from scipy.special import chndtr, ndtr
-from scipy.stats import chi2, ncx2, norm
+from scipy.special import chndtr, chndtrix, gammaincinv, ndtr, ndtri  # ndtr is Phi, ndtri its inverse; chndtr is noncentral chi-square, chndtrix its quantile
 
 from .core import KINDS
 from .theory import gauss_chi2, gauss_normal
@@ -135,6 +132,7 @@ def best_threshold(
     nodes=16,      # of the Gauss rule in each variable
 ) -> float:  # the threshold
     "The threshold with the largest J = TPR - FPR under Theorem C.1. Raises ValueError at tau = 0, where 0 is perfect."
+    from scipy.optimize import minimize_scalar
     if tau == 0: raise ValueError("tau: got 0, where the threshold 0 is perfect (Remark C.0); there is nothing to choose")
     loss = lambda t: np.subtract(*detector_rates(t, theta_e, theta_h, sigma, tau, n_h, signed, nodes=nodes)[::-1])
     d, length = len(theta_h), max(np.linalg.norm(theta_e), np.linalg.norm(theta_h))
@@ -155,18 +153,18 @@ class Separation:
 def _easy_bound(delta, e, h, sigma, d_e, d_h, n_h, sharp):
     "t_E at tau = 1, for lengths e and h of the means"
     if sharp:
-        g, z2, a2 = norm.ppf(1 - delta / 8), chi2.ppf(1 - delta / 4, d_h), sigma**2 * ncx2.ppf(1 - delta / 4, d_e, (e / sigma)**2)
-        return h * g + np.sqrt(a2 + sigma**2 * z2) * norm.ppf((1 + (1 - delta / 4)**(1 / n_h)) / 2)
+        g, z2, a2 = ndtri(1 - delta / 8), 2 * gammaincinv(d_h / 2, 1 - delta / 4), sigma**2 * chndtrix(1 - delta / 4, d_e, (e / sigma)**2)
+        return h * g + np.sqrt(a2 + sigma**2 * z2) * ndtri((1 + (1 - delta / 4)**(1 / n_h)) / 2)
     r = np.sqrt(2 * np.log(4 / delta))
     return h * r + np.hypot(e + sigma * (d_e**.5 + r), sigma * (d_h**.5 + r)) * np.sqrt(r**2 + 2 * np.log(n_h))
 
 
 def _overlap_bound(delta, h, sigma, d_h, n_h, sharp):
     "t_O, which does not depend on tau"
-    top = norm.ppf((delta / 3)**(1 / n_h))
-    energy = chi2.ppf(delta / 3, d_h - 1)**.5 if d_h > 1 else 0.
-    t = h * max(h - sigma * norm.ppf(1 - delta / 3), 0) + sigma**2 * energy * top if top >= 0 else 0.
-    return max(t, sigma**2 * ncx2.ppf(delta / 2, d_h, (h / sigma)**2)**.5 * norm.ppf((1 + (delta / 2)**(1 / n_h)) / 2)) if sharp else t
+    top = ndtri((delta / 3)**(1 / n_h))
+    energy = (2 * gammaincinv((d_h - 1) / 2, delta / 3))**.5 if d_h > 1 else 0.
+    t = h * max(h - sigma * ndtri(1 - delta / 3), 0) + sigma**2 * energy * top if top >= 0 else 0.
+    return max(t, sigma**2 * chndtrix(delta / 2, d_h, (h / sigma)**2)**.5 * ndtri((1 + (delta / 2)**(1 / n_h)) / 2)) if sharp else t
 
 # %% ../nbs/01a_rates.ipynb #c043
 def separation_threshold(
@@ -201,6 +199,7 @@ def otsu_limit(
     fine=20_001,  # thresholds tried
 ) -> OtsuLimit:  # the threshold and the detected density
     "Population limit of the change point of sorted scores (Proposition C.4). Raises ValueError for a grid that misses mass, and for constant scores."
+    from scipy.interpolate import PchipInterpolator
     t, cdf = np.asarray(t, float), np.asarray(cdf, float)
     if t.ndim != 1 or t.shape != cdf.shape or len(t) < 3:
         raise ValueError(f"otsu_limit: got t {t.shape} and cdf {cdf.shape}, wanted two arrays (m,) with m >= 3")

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
 from scipy.special import entr, rel_entr, xlogy
-from scipy.stats import binom
 
 # %% ../nbs/01b_regret.ipynb #c007
 @dataclass(frozen=True)
@@ -394,6 +392,7 @@ class Abandonment:
 
 def _first_passage(p, n, line, width):
     "Probability of the first N with at most line[N - 1] ones among n N coins, N = 1 .. len(line); what is `width` ones above the line is dropped"
+    from scipy.stats import binom
     step, alive, low, out = binom.pmf(np.arange(n + 1), n, p), np.ones(1), 0, np.zeros(len(line))
     for i, most in enumerate(line):
         alive = np.convolve(alive, step)[:width]
@@ -411,6 +410,7 @@ def abandonment(
     share=.01,  # fewer pulls than this share of the rounds are few
 ) -> Abandonment:  # probabilities and lower bounds on the average regret
     "The published bonus on a coin and a constant. Theorems D.3 and D.3b. Raises ValueError unless 0 < c < p < 1, 0 < share < 1, T >= 2, n >= 1."
+    from scipy.optimize import brentq
     _positive(n=n, T=T)
     if not 0 < share < 1: raise ValueError(f"share: got {share}, wanted a share strictly between 0 and 1")
     if not 0 < c < p < 1 or T < 2: raise ValueError(f"abandonment: got p = {p}, c = {c}, T = {T}, wanted 0 < c < p < 1 and T of at least 2")

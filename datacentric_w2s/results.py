@@ -31,7 +31,7 @@ from time import perf_counter
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
+from scipy.special import stdtrit  # the quantile of Student's t
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -398,7 +398,7 @@ def accuracies_cell(
     return with_sizes(pd.DataFrame([row | dict(n_val=len(problem.val), n_questions=len(np.unique(t.group)))]), problem)
 
 # %% ../nbs/07_results.ipynb #c037
-def _quantile(seeds): return float(student_t.ppf(.975, seeds - 1))  # two-sided 95 % of a mean over seeds; nan for one
+def _quantile(seeds): return float(stdtrit(seeds - 1, .975))  # two-sided 95 % of a mean over seeds; nan for one
 
 
 def pgr_interval(

@@ -12,10 +12,7 @@ __all__ = ['SCORES', 'REFERENCES', 'QUANTITIES', 'cut_statistic', 'mixed_neighbo
 import numpy as np
 import pandas as pd
 from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
-from scipy.special import expit
-from scipy.stats import rankdata, t
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import StandardScaler
+from scipy.special import expit, stdtrit  # stdtrit: the quantile of Student's t
 
 from .core import Partition, Problem, Pseudolabels
 from .detection import detect, overlap_score
@@ -26,6 +23,7 @@ from .probes import corrected_se, evaluate, new_probe, split_ratio, topological_
 # %% ../nbs/02c_scores.ipynb #c007
 def _neighbours(x, k):
     "Distances and row numbers of the `k` nearest other rows, (n, k) each, or a clear error"
+    from sklearn.neighbors import NearestNeighbors
     if not 1 <= k < len(x): raise ValueError(f"k: got {k} neighbours for {len(x)} rows, wanted 1 to {len(x) - 1}; choose a smaller k, or give more rows")
     return NearestNeighbors(n_neighbors=k).fit(x).kneighbors()
 
@@ -122,6 +120,7 @@ _OF_KINDS = (*_OVERLAP, "mixed_neighbours", "non_hard")
 
 def _views(problem):
     "Weak and strong features of the w2s rows as the probes see them: standardised where the preset says so"
+    from sklearn.preprocessing import StandardScaler
     x = problem.w2s.x_weak, problem.w2s.x_strong
     return tuple(StandardScaler().fit_transform(np.asarray(v, np.float64)) for v in x) if problem.preset.standardize else x
 
@@ -220,6 +219,7 @@ def leave_out_effect(
     standardize=None,  # None = the preset's
 ) -> np.ndarray:  # (n,) rise of the loss without the row: positive = the row helps
     "Effect of leaving each w2s row out of the student's training, by one Newton step; of several rows, about the sum. Uses the gold labels of `on`."
+    from sklearn.preprocessing import StandardScaler
     if on not in ("test", "val"): raise ValueError(f"on: got {on!r}, wanted 'test' or 'val'")
     student, seen, n = _student(problem, pseudolabels, slice(None), l2, standardize), getattr(problem, on), len(pseudolabels)
     scaler = StandardScaler(with_mean=student.standardize, with_std=student.standardize).fit(np.asarray(problem.w2s.x_strong, np.float64))
@@ -258,6 +258,7 @@ def rank_correlation(
     given=None,   # (n,) numbers whose ranks are taken out of both first; None = nothing
 ) -> float:  # in [-1, 1]; nan where one side is constant
     "Spearman's rank correlation, also within classes, or given a third variable."
+    from scipy.stats import rankdata
     if within is not None:
         within = np.asarray(within)
         return float(sum(np.mean(within == c) * rank_correlation(a[within == c], b[within == c]) for c in np.unique(within)))
@@ -385,7 +386,7 @@ def over_data_sets(
     for (how, quantity), d in means[means["mean"].notna()].groupby(["how", "quantity"], sort=False):
         m, n, inside = d["mean"], len(d), np.sqrt((d.se**2).sum()) / len(d)
         se = max(inside, m.std() / np.sqrt(n)) if n > 1 else d.se.iloc[0]
-        q = t.ppf(.975, n - 1) if n > 1 else 1.96
+        q = stdtrit(n - 1, .975) if n > 1 else 1.96
         rows.append((how, quantity, m.mean(), m.mean() - q * se, m.mean() + q * se, n, int((m.abs() > 2 * d.se).sum())))
     return pd.DataFrame(rows, columns=["how", "quantity", "mean", "low", "high", "sets", "clear"])
 

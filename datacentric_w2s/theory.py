@@ -17,10 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.linalg import eigh_tridiagonal
-from scipy.optimize import brentq, linprog, minimize_scalar
 from scipy.sparse import coo_array, csr_array, hstack, issparse
-from scipy.special import betainc, expit, gammaln, xlog1py, xlogy
-from scipy.stats import binom, chi, norm, poisson
+from scipy.special import betainc, expit, gammaln, ndtr, ndtri, xlog1py, xlogy  # ndtr is Phi, ndtri its inverse
 
 from .core import KINDS, Labelled, Preset, Problem, Views
 from .probes import LinearProbe
@@ -122,7 +120,7 @@ def linear_accuracy(
     e2, h2 = np.sum(np.square(w_e), -1), np.sum(np.square(w_h), -1)
     signal, length = np.stack([e, h, e + h], -1), np.sqrt(mixture.sigma2 * np.stack([e2, h2, e2 + h2], -1))
     safe, b = np.where(length > 0, length, 1), np.asarray(b)[..., None]
-    return np.where(length > 0, (norm.cdf((signal + b) / safe) + norm.cdf((signal - b) / safe)) / 2, .5)
+    return np.where(length > 0, (ndtr((signal + b) / safe) + ndtr((signal - b) / safe)) / 2, .5)
 
 # %% ../nbs/01_theory.ipynb #c028
 def _newton_step(z, y, pen, beta, u):
@@ -247,6 +245,7 @@ def _marginals(h, o, n_h, n_o):
 
 def _max_flow(h, o, leave, enter):
     "Flow on each edge, of the largest total, where at most `leave` leaves and `enter` enters each point"
+    from scipy.optimize import linprog
     if len(h) == 0: return np.zeros(0)
     return linprog(-np.ones(len(h)), _marginals(h, o, len(leave), len(enter)), np.r_[leave, enter], method="highs").x.clip(0)
 
@@ -285,6 +284,7 @@ def _coefficients(rates, use_b):
 # %% ../nbs/01_theory.ipynb #c067
 def _linear_program(h, o, w_h, q, wrong, rates, use_b):
     "Corollary A.2b: the least bound, and c_g, d_g, c_b, d_b that attain it (all 0: no transport helps)"
+    from scipy.optimize import linprog
     a_g, a_b, allowed = _coefficients(rates, use_b)
     keep = (a_b > 0) | ~wrong[o]
     h, o, n = h[keep], o[keep], len(w_h)
@@ -448,6 +448,7 @@ def majority_error(
     alpha,  # error rate of each label, in [0, 1]
 ) -> np.ndarray:  # probability that their majority is wrong; a tie counts half
     "Error of a majority vote, r_alpha(n) of Theorem A.5."
+    from scipy.stats import binom
     n, alpha = np.asarray(n), _rate(alpha)
     return binom.sf(n // 2, n, alpha) + np.where(n % 2 == 0, .5 * binom.pmf(n // 2, n, alpha), 0)
 
@@ -471,6 +472,8 @@ def cluster_bound(
     delta=.05,  # allowed probability of an error above `high`
 ) -> ClusterBound:  # exact mean, lower and upper bounds
     "Expected error in the cluster model with its bounds. Theorem A.5. Raises ValueError for p that is no law, negative n_o, or alpha above 1/2."
+    from scipy.optimize import minimize_scalar
+    from scipy.stats import binom
     p = np.asarray(p, float)
     if p.ndim != 1 or not (p >= 0).all() or not np.isclose(p.sum(), 1):
         raise ValueError(f"p: got shape {p.shape} with sum {p.sum()}, wanted probabilities with sum 1; normalise them first")
@@ -511,12 +514,15 @@ def _window(mean, var):
     return int(max(np.min(mean - r), 0)), int(np.max(mean + r)) + 2
 
 
+def _poisson(j, rate): return np.exp(xlogy(j, rate) - gammaln(j + 1) - rate)
+
+
 def _series(s, m, d):
     "Theorem B.2's double series for arrays s, m (N,)"
     a, b = ((s + m) / 2)**2, ((s - m) / 2)**2
     j, k = (np.arange(*_window(r, r)) for r in (a, b))
     tail = betainc(d / 2 + k, d / 2 + j[:, None], .5)
-    return np.sum(poisson.pmf(j, a[:, None]) @ tail * poisson.pmf(k, b[:, None]), 1)
+    return np.sum(_poisson(j, a[:, None]) @ tail * _poisson(k, b[:, None]), 1)
 
 # %% ../nbs/01_theory.ipynb #c120
 def _gauss(diagonal, beside):
@@ -545,13 +551,13 @@ def gauss_chi2(
 # %% ../nbs/01_theory.ipynb #c123
 def _quad(s, m, d):
     "Mean of Phi(s T) over 60 nodes for Z_1 and 40 for chi^2_{d-1}"
-    if d == 1: return norm.cdf(s) * norm.cdf(m) + norm.cdf(-s) * norm.cdf(-m)
+    if d == 1: return ndtr(s) * ndtr(m) + ndtr(-s) * ndtr(-m)
     (z, w_z), (chi2, w_chi) = gauss_normal(60), gauss_chi2(d - 1, 40)
     along = (m[:, None] + z)[..., None]
-    return norm.cdf(s[:, None, None] * along / np.sqrt(along**2 + chi2)) @ w_chi @ w_z
+    return ndtr(s[:, None, None] * along / np.sqrt(along**2 + chi2)) @ w_chi @ w_z
 
 
-def _normal(s, m, d): return norm.cdf(s * m / np.sqrt(s**2 + m**2 + d))
+def _normal(s, m, d): return ndtr(s * m / np.sqrt(s**2 + m**2 + d))
 
 
 _METHODS = {"series": _series, "quad": _quad, "normal": _normal}
@@ -570,7 +576,7 @@ def hard_accuracy(
     s, m = np.broadcast_arrays(np.asarray(s, float), np.asarray(m, float))
     shape, s, m = s.shape, s.ravel(), m.ravel()
     low, high = np.minimum(s, abs(m)), np.maximum(s, abs(m))  # F is symmetric: let the larger be m
-    out, order = np.where(m > 0, norm.cdf(s), norm.cdf(-s)), np.argsort(high)
+    out, order = np.where(m > 0, ndtr(s), ndtr(-s)), np.argsort(high)
     order = order[np.isfinite(high[order])]
     cuts = np.searchsorted(high[order], 100)
     for at in np.split(order, sorted({*range(0, cuts, 256), *range(cuts, len(order), 256)})):
@@ -611,7 +617,7 @@ def expected_hard_accuracy(
         laws = [_counts(n, p) for n, p in zip(n_o.flat, alpha.flat)]
         return _mean_F(s.ravel(), n_o.ravel(), laws, d).reshape(s.shape)[()]
     m, spread = np.sqrt(n_o) * (1 - 2 * alpha) * s, 4 * alpha * (1 - alpha) * s**2 * (1 + s**2)
-    return norm.cdf(s * m / np.sqrt(s**2 + m**2 + d + spread))
+    return ndtr(s * m / np.sqrt(s**2 + m**2 + d + spread))
 
 # %% ../nbs/01_theory.ipynb #c139
 @dataclass(frozen=True)
@@ -627,7 +633,7 @@ def _margin(s_e, a):
     "Check a teacher's margin, and give alpha's sign factor q, phi(a), kappa and b^2"
     _wanted(np.isfinite(s_e) & (np.asarray(s_e) >= 0), "s_e", s_e, "finite numbers, at least 0")
     _wanted(np.abs(a) <= np.asarray(s_e) + 1e-9, "a", a, "at most s_e in size: a is the part of theta_e / sigma along the teacher's direction")
-    q, phi = 1 - 2 * norm.cdf(-a), norm.pdf(a)
+    q, phi = 1 - 2 * ndtr(-a), np.exp(-np.square(a) / 2) / np.sqrt(2 * np.pi)
     return q, phi, a * q + 2 * phi, np.maximum(np.square(s_e) - np.square(a), 0)
 
 # %% ../nbs/01_theory.ipynb #c140
@@ -650,25 +656,26 @@ def test_accuracy_approx(
     V_e = kappa**2 + q**2 * b2 + (along + across + 2 * a * b2 * (a - kappa * q)) / n
     V_h = q**2 * s2 + (nu * s2 * (1 + s2) + s2 + d) / n
     z = (M_e / np.sqrt(V_e), M_h / np.sqrt(V_h), (M_e + M_h) / np.sqrt(V_e + V_h + 2 * C))
-    easy, hard, overlap = np.where(np.asarray(n_o) == 0, .5, norm.cdf(np.broadcast_arrays(*z)))
+    easy, hard, overlap = np.where(np.asarray(n_o) == 0, .5, ndtr(np.broadcast_arrays(*z)))
     counts = [n_o if c is None else c for c in sizes]
     return KindAccuracy(easy, hard, overlap, (easy * counts[0] + hard * counts[1] + overlap * counts[2]) / sum(counts))
 
 # %% ../nbs/01_theory.ipynb #c151
 def _sharp(s, n_o, alpha, d, delta):
     "Theorem B.3 (i) for one setting"
+    from scipy.optimize import brentq
     if n_o == 0: return .5
     k, p = _counts(n_o, alpha)
     m = (n_o - 2 * k) * s / np.sqrt(n_o)
-    if d == 1: return norm.cdf(s if p @ norm.cdf(-m) >= delta else -s)
+    if d == 1: return ndtr(s if p @ ndtr(-m) >= delta else -s)
     r, w = np.polynomial.legendre.leggauss(400)  # for the length chi_{d-1}, within 9 of its typical size
     lo, hi = max(np.sqrt(d - 1) - 9, 0), np.sqrt(d - 1) + 9
     r, w = (lo + hi + (hi - lo) * r) / 2, (hi - lo) / 2 * w
-    w = w * chi.pdf(r, d - 1)
-    below = lambda T: p @ norm.cdf(r * T / np.sqrt(1 - T**2) - m[:, None]) @ w - delta
+    w = w * np.exp(xlogy(d - 2, r) - r**2 / 2 - gammaln((d - 1) / 2) - (d - 3) / 2 * np.log(2))  # its density
+    below = lambda T: p @ ndtr(r * T / np.sqrt(1 - T**2) - m[:, None]) @ w - delta
     edge = 1 - 1e-9
-    if below(-edge) >= 0 or below(edge) <= 0: return norm.cdf(s if below(-edge) >= 0 else -s)
-    return norm.cdf(-s * brentq(below, -edge, edge, xtol=1e-10))
+    if below(-edge) >= 0 or below(edge) <= 0: return ndtr(s if below(-edge) >= 0 else -s)
+    return ndtr(-s * brentq(below, -edge, edge, xtol=1e-10))
 
 # %% ../nbs/01_theory.ipynb #c152
 def hard_error_bound(
@@ -687,7 +694,7 @@ def hard_error_bound(
     if kind == "sharp": return np.array([_sharp(*x[:3], d, x[3]) for x in zip(s.flat, n_o.flat, alpha.flat, delta.flat)]).reshape(s.shape)[()]
     A = np.sqrt(2 * np.log(3 / delta))
     w = np.sqrt(n_o) * (1 - 2 * alpha) * s - (1 + s) * A
-    bound = np.where(w > 0, norm.cdf(-s * w / np.sqrt(w**2 + (np.sqrt(d - 1) + A)**2)), norm.cdf(s))
+    bound = np.where(w > 0, ndtr(-s * w / np.sqrt(w**2 + (np.sqrt(d - 1) + A)**2)), ndtr(s))
     return np.where(n_o == 0, .5, bound)[()]
 
 # %% ../nbs/01_theory.ipynb #c160
@@ -717,8 +724,8 @@ def overlap_needed(
     _setting(s, 0, alpha, d)
     _wanted((np.asarray(gamma) >= 0) & (np.asarray(gamma) < 1), "gamma", gamma, "shares in [0, 1); all of it takes infinitely many points")
     _wanted((np.asarray(s) > 0) & (np.asarray(alpha) < .5), "s, alpha", (s, alpha), "s > 0 and alpha < 1/2; no number of points is enough otherwise")
-    goal = .5 + gamma * (norm.cdf(s) - .5)
-    z2, s2 = norm.ppf(goal)**2, np.square(s)
+    goal = .5 + gamma * (ndtr(s) - .5)
+    z2, s2 = ndtri(goal)**2, np.square(s)
     n = z2 * (s2 + d + 4 * alpha * (1 - alpha) * s2 * (1 + s2)) / ((1 - 2 * alpha)**2 * s2 * (s2 - z2))
     if method == "normal": return n
     _wanted(method == "series" and np.ndim(goal) == 0, "method", repr(method), "'normal', or 'series' with one number each")

@@ -1,5 +1,6 @@
 "Detection: equal to plain loops and to the published code's change-point library, bad input refused or named, memory, the page, and the paper's path."
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import ruptures
+from hypothesis import given, settings, strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from datacentric_w2s import detection as D
@@ -119,8 +121,8 @@ def test_blocks_change_nothing(how, entries):
     x, h = random_rows(2)[1], random_rows(3)[1][:40]
     before = x.copy(), h.copy()
     for mean in (None, x.mean(0)):
-        got = D._score(x, np.arange(len(x)), h, slice(None), how, mean, entries)
-        np.testing.assert_allclose(got, D._score(x, np.arange(len(x)), h, slice(None), how, mean), rtol=1e-10)
+        got = D._score(x, np.arange(len(x)), h, np.arange(len(h)), how, mean, entries)
+        np.testing.assert_allclose(got, D._score(x, np.arange(len(x)), h, np.arange(len(h)), how, mean), rtol=1e-10)
     assert np.array_equal(x, before[0]) and np.array_equal(h, before[1]), "the caller's arrays are left alone"
 
 
@@ -131,23 +133,113 @@ def test_float32_stays_float32_and_integers_are_taken():
     np.testing.assert_allclose(overlap_score([[1, 1], [0, 2]], [[1, 0]]), [np.sqrt(.5), 0])
 
 
-MEMORY = """
-import sys, tracemalloc, numpy as np
-from datacentric_w2s.core import Pseudolabels
-from datacentric_w2s.detection import detect_overlap
-rng = np.random.default_rng(0)
-x, labels = rng.standard_normal((30_000, 512), dtype=np.float32), Pseudolabels(rng.uniform(size=30_000))
+def whole(x, rows, hard, how, mean):
+    "The definition on whole arrays, in float64"
+    a, b = (x[r].astype(float) - (0 if mean is None else mean) for r in (rows, hard))
+    if how == "max_abs_cosine": a, b = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-300) for v in (a, b))
+    g = a @ b.T
+    return {"max_abs_cosine": lambda: np.abs(g).max(1), "max_dot": lambda: g.max(1), "mean_square": lambda: (g**2).mean(1), "quantile": lambda: np.quantile(np.abs(g), .75, axis=1)}[how]()
+
+
+@given(how=st.sampled_from([*D._SCORES]), dtype=st.sampled_from(["float16", "float32", "float64", "int64"]), n=st.integers(1, 70), m=st.integers(1, 50), d=st.integers(1, 9),
+       entries=st.integers(1, 5_000), center=st.booleans(), device=st.sampled_from([None, "cpu"]), seed=st.integers(0, 999))
+@settings(max_examples=300, deadline=None)
+def test_any_block_size_gives_the_definition(how, dtype, n, m, d, entries, center, device, seed):
+    if how == "quantile": device = None
+    rng = np.random.default_rng(seed)
+    x = (4 * rng.normal(size=(n + m, d))).astype(dtype)
+    rows, hard = np.split(rng.permutation(n + m), [n])
+    mean = x.mean(0, dtype=np.float64) if center else None
+    before, got = x.copy(), D._score(x, rows, x, hard, how, mean, entries, device)
+    assert got.dtype == (np.float32 if dtype in ("float16", "float32") else np.float64) and np.array_equal(x, before)
+    tolerance = 1e-10 if got.dtype == np.float64 else 2e-5
+    size = 1 if how == "max_abs_cosine" else (np.abs(x.astype(float)).max() + 1)**(4 if how == "mean_square" else 2) * d
+    if how != "max_abs_cosine" or not center or np.linalg.norm(x - mean, axis=1).min() > .1:  # the direction of a row that is all but the mean is rounding
+        np.testing.assert_allclose(got, whole(x, rows, hard, how, mean), rtol=tolerance, atol=tolerance * size)
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("how", [h for h in D._SCORES if h != "quantile"])
+def test_a_block_size_changes_a_kind_only_at_a_tie(how, device, real):
+    _, problem, acc = real
+    x, part = problem.w2s.x_strong, detect(problem, acc.pseudolabels, Rules(how))
+    rest, hard = np.flatnonzero(part.kind != "hard"), part.rows("hard")
+    for entries in (2_000, 30_000, 500_000):
+        score = D._score(x, rest, x, hard, how, None, entries, device)
+        np.testing.assert_allclose(score, part.score[rest], rtol=5e-6)
+        t = D._threshold(score, None, "scores", 1, 1)[0]
+        differ = (score >= t) != (part.kind[rest] == "overlap")
+        assert not (differ & ~np.isclose(part.score[rest], part.t_overlap, rtol=1e-5)).any()
+
+
+def test_torch_does_the_same_and_keeps_the_process_settings(real):
+    torch = pytest.importorskip("torch")
+    _, problem, acc = real
+    ours = detect(problem, acc.pseudolabels, "preset")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        theirs = detect(problem, acc.pseudolabels, "preset", device="cpu")
+        assert torch.get_float32_matmul_precision() == "medium"
+        with pytest.raises(RuntimeError): detect(problem, acc.pseudolabels, "preset", device="no such device")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally: torch.set_float32_matmul_precision("highest")
+    np.testing.assert_allclose(theirs.score, ours.score, rtol=5e-6)
+    assert np.array_equal(theirs.kind, ours.kind)
+    again = detect_like(problem, ours, acc.pseudolabels, problem.w2s.x_strong, device="cpu")
+    assert (again.kind != ours.kind)[ours.score != ours.t_overlap].sum() == 0, "the threshold is the score of one row, and only this one may change sides"
+    for how in ("quantile", lambda x, h: x[:, 0]):
+        with pytest.raises(ValueError, match="run in numpy; leave device out"): overlap_score(problem.w2s.x_strong, problem.w2s.x_strong[:9], how, device="cpu")
+
+
+def test_float16_is_read_and_compared_in_float32():
+    x = (1_000 * random_rows(2)[1]).clip(-60_000, 60_000).astype(np.float16)
+    assert not np.isfinite((x * x).sum(1)).all(), "lengths overflow in float16"
+    for how in ("max_abs_cosine", "max_dot"):
+        assert np.array_equal(overlap_score(x, x[:9], how, center=True), overlap_score(x.astype(np.float32), x[:9].astype(np.float32), how, center=True))
+
+
+MAPPED = """
+import resource, sys, tracemalloc
+import numpy as np
+from datacentric_w2s.core import Pseudolabels, Views, Labelled, Problem, PRESETS
+from datacentric_w2s.detection import detect, detect_like, Rules
+from datacentric_w2s.probes import LinearProbe, pseudolabel
+path, how, center = sys.argv[1], sys.argv[2], sys.argv[3] == "1"
+x, rng = np.load(path, mmap_mode="r"), np.random.default_rng(0)
+few = Views(x[:9, :2], x[:9], np.arange(9) % 2, np.arange(9))
+problem = Problem(Labelled(x[:9, :2], np.arange(9) % 2), few, few, few, PRESETS["embedded"])
+object.__setattr__(few, "x_strong", x)
+labels, probe = Pseudolabels(rng.uniform(size=len(x))), LinearProbe().fit(x[:50], np.arange(50) % 2)
+x[:5000] @ x[:200].T  # the library of products takes its own memory now
+room = int(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("VmData"))) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (room + 80 * 2**20,) * 2)
 tracemalloc.start()
-detect_overlap(labels, x, how=sys.argv[1], center=sys.argv[2] == "1", t_hard=.03)
-print(tracemalloc.get_traced_memory()[1] / x.nbytes)
+part = detect(problem, labels, Rules(how, center))
+detect_like(problem, part, labels, x, Rules(how, center))
+pseudolabel(probe, x)
+print(tracemalloc.get_traced_memory()[1])
 """
 
 
-@pytest.mark.parametrize("how, center", [("max_abs_cosine", 0), ("max_dot", 1), ("mean_square", 1), ("quantile", 0)])
-def test_nothing_copies_all_rows(how, center):
-    done = subprocess.run([sys.executable, "-c", MEMORY, how, str(center)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < .9, "the array is 61 MB, a block of products 16 (the quantile needs two), and what is kept for each row a few"
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory):
+    "200,000 rows of 256 float16 and 100,000 of 256 float32 on disk, about 100 MB each"
+    paths = {}
+    for dtype, n in (("float16", 200_000), ("float32", 100_000)):
+        paths[dtype] = tmp_path_factory.mktemp("mapped") / "x.npy"
+        x = np.lib.format.open_memmap(paths[dtype], "w+", dtype, (n, 256))
+        for i in range(0, n, 10_000): x[i:i + 10_000] = np.random.default_rng(i).standard_normal((10_000, 256), np.float32)
+        x.flush()
+    return paths
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("how, center", [("max_abs_cosine", 0), ("max_dot", 1), ("mean_square", 1)])
+def test_mapped_rows_are_never_in_memory_whole(how, center, dtype, mapped):
+    done = subprocess.run([sys.executable, "-c", MAPPED, str(mapped[dtype]), how, str(center)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) < 64 * 2**20, f"{int(done.stdout) / 2**20:.0f} MiB"
 
 
 # Bad input

@@ -19,7 +19,7 @@ from fastcore.docments import docments
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 MODULES = sorted(p for p in (ROOT / "datacentric_w2s").glob("*.py") if not p.name.startswith("_"))
-NO_TORCH = ("core", "theory", "rates", "regret", "stopping", "rewards", "session", "ranking", "detection", "mixing", "matching", "scores", "sweeps", "results", "selection")
+SLOW = ("torch", "transformers", "datasets", "sklearn", "scipy.stats", "matplotlib")  # each takes longer to import than the rest of a module
 COMMANDS = (
     "python3 -m venv .venv && . .venv/bin/activate && pip install -e . && papermill nbs/03_selection.ipynb out.ipynb -p dataset sciq",
     "python3 -m venv .venv && . .venv/bin/activate && pip install -e '.[dev]' && nbdev_test && pytest",
@@ -177,12 +177,21 @@ def test_no_link_to_a_method(path):
     assert not methods & set(re.findall(r"`(?:\w+\.)*?([A-Z]\w*\.\w+)`", text)), "say it without the method's name, or the link leads nowhere"
 
 
-@pytest.mark.parametrize("name", NO_TORCH)
-def test_module_imports_no_torch(name):
-    if not (ROOT / "datacentric_w2s" / f"{name}.py").exists(): pytest.skip(f"{name} is not there yet")
-    code = f"import sys, datacentric_w2s.{name}; heavy = {{'torch', 'transformers', 'datasets'}} & set(sys.modules); sys.exit(f'imports {{heavy}}' if heavy else 0)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="session")
+def slow_imports():
+    "The slow packages that each module is the first to import, all in one process: what comes with no module of the row comes with none alone"
+    code = f"""
+import importlib, json, sys
+found, seen = {{}}, set()
+for name in sys.argv[1:]:
+    importlib.import_module(f"datacentric_w2s.{{name}}")
+    found[name], seen = sorted(set({SLOW}) & set(sys.modules) - seen), seen | set(sys.modules)
+print(json.dumps(found))"""
+    return json.loads(subprocess.run([sys.executable, "-c", code, *(m.stem for m in MODULES)], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+
+@each_module
+def test_import_is_quick(path, slow_imports): assert not slow_imports[path.stem], "import it in the function that needs it"
 
 
 @each_module

@@ -8,10 +8,15 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit
-from sklearn.base import clone
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import get_tags
+from sklearn.utils.estimator_checks import check_estimator
 
-from datacentric_w2s.probes import LinearProbe
+from datacentric_w2s.probes import KNNProbe, LinearProbe, TopologicalProbe
 
 
 def make(n, d, seed, features="plain", labels="soft"):
@@ -103,6 +108,44 @@ def test_one_hessian_serves_labels_near_one_half(monkeypatch):
     assert LinearProbe(1e-5).fit(x, (y > .5) * 1.).kkt_ <= 1e-6 and len(count) > 2
 
 
+def factors(monkeypatch):
+    "A list that takes the kind of number and the size of every factor that is computed"
+    from datacentric_w2s import probes
+    seen, cholesky = [], probes._cholesky
+    monkeypatch.setattr(probes, "_cholesky", lambda a: seen.append((a.dtype.name, len(a))) or cholesky(a))
+    return seen
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_the_first_factor_is_single_and_the_result_is_double(monkeypatch, standardize):
+    x, y = make(400, 100, 0, "plain", "soft")
+    seen = factors(monkeypatch)
+    probe = LinearProbe(1e-2, standardize).fit(x, y)
+    assert seen == [("float32", 101)]
+    f, norm = at(probe, x, y)
+    z, _ = scaled(x, standardize)
+    best = minimize(value_and_gradient, np.zeros(101), (z, y, 1e-2), "L-BFGS-B", jac=True, options=dict(maxiter=1000, gtol=1e-10, ftol=1e-15)).fun
+    assert norm <= 1.1e-6 and f <= best + norm**2 / (4 * 1e-2) + 1e-15, "strong convexity: what the gradient still allows"
+
+
+def test_what_single_precision_cannot_factor_is_done_in_double(monkeypatch):
+    "The Hessian's eigenvalues are 1e10 apart, single precision has seven digits"
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 1)) * 1e2 + 1e-3 * rng.normal(size=(400, 100))
+    y = (rng.uniform(size=400) > .5) * 1.
+    seen = factors(monkeypatch)
+    probe = LinearProbe(1e-7).fit(x, y)
+    assert [kind for kind, _ in seen[:2]] == ["float32", "float64"] and at(probe, x, y)[1] <= 1.1e-6
+
+
+def test_a_new_hessian_is_given_some_steps(monkeypatch):
+    "Counted, not timed: sure labels on badly conditioned features renewed it after nearly every step before it had d / 64 of them"
+    x, y = make(600, 320, 0, "decaying", "noisy")
+    seen = factors(monkeypatch)
+    probe = LinearProbe(1e-4).fit(x, y)
+    assert probe.kkt_ <= 1e-6 and len(seen) * 5 <= probe.n_iter_, (len(seen), probe.n_iter_)
+
+
 def check_equal(probe, cold, x, y):
     "Certified on these very rows, one objective, and one label but for rows within rounding of the boundary"
     (f, norm), (best, _) = at(probe, x, y), at(cold, x, y)
@@ -184,3 +227,51 @@ def test_rows_belong_to_one_probe():
     probe.fit(x[:40], y[:40])
     assert len(pickle.dumps(probe)) < x.nbytes / 10
     with pytest.raises(ValueError, match="keeps no rows"): probe.partial_fit(x, y)
+
+
+class RealLinear(ClassifierMixin, BaseEstimator, LinearProbe): "Our probes with scikit-learn's own bases, which come before ours"
+class RealKNN(ClassifierMixin, BaseEstimator, KNNProbe): pass
+class RealTopological(ClassifierMixin, BaseEstimator, TopologicalProbe): pass
+
+
+each_probe = pytest.mark.parametrize("ours, real, options", [
+    (LinearProbe, RealLinear, dict(l2=.1, standardize=True)), (LinearProbe, RealLinear, {}), (KNNProbe, RealKNN, dict(k=7)), (TopologicalProbe, RealTopological, dict(k=8))])
+
+
+@each_probe
+def test_probes_are_as_with_the_bases_of_scikit_learn(ours, real, options):
+    a, b = ours(**options), real(**options)
+    assert a.get_params() == b.get_params() and a.get_params(deep=False) == clone(a).get_params()
+    assert repr(a) == repr(b).replace(real.__name__, ours.__name__)
+    assert get_tags(a) == get_tags(b) and is_classifier(a)
+    for p in (a, b):
+        with pytest.raises(ValueError, match="depth"): p.set_params(depth=3)
+    name = list(a.get_params())[0]
+    assert a.set_params(**{name: 5}) is a and a.get_params() == b.set_params(**{name: 5}).get_params() and clone(a).get_params() == a.get_params()
+    assert pickle.loads(pickle.dumps(a)).get_params() == a.get_params()
+
+
+@each_probe
+def test_pipelines_and_searches_see_no_difference(ours, real, options):
+    x, y = make(90, 6, 0, labels="noisy")
+    found = []
+    for probe in (ours(**options), real(**options)):
+        name = list(probe.get_params())[0]
+        search = GridSearchCV(make_pipeline(StandardScaler(), probe), {f"{probe.__class__.__name__.lower()}__{name}": [1, 9]}, cv=3).fit(x, y)
+        again = pickle.loads(pickle.dumps(search))
+        found.append((search.cv_results_["mean_test_score"], cross_val_score(probe, x, y, cv=3), again.predict_proba(x), [search.score(x, y), clone(probe).fit(x, y).score(x, y, np.arange(90.))]))
+        assert "Probe" in repr(search) or "Real" in repr(search)
+        assert search._repr_html_() and search.best_estimator_._repr_html_()  # what a notebook shows
+    for a, b in zip(*found): np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("ours, real, options", [(LinearProbe, RealLinear, {}), (KNNProbe, RealKNN, dict(k=5))])
+def test_the_checks_of_scikit_learn_see_no_difference(ours, real, options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one says that the base is ours
+        a, b = ([(r["check_name"], r["status"]) for r in check_estimator(p(**options), on_fail=None, on_skip=None)] for p in (ours, real))
+    assert a == b and sum(status == "passed" for _, status in a) > 20
+
+
+def test_an_unfitted_probe_says_so():
+    with pytest.raises(NotFittedError, match="call fit first"): LinearProbe().predict(np.zeros((2, 3)))
