@@ -244,6 +244,7 @@ class _Job:
     mean: np.ndarray | None = None  # (d,) of all rows, where the features are centred
     share: float = 1.  # of the hard rows that serve as references
     seed: int = 0      # of their draw
+    device: str | None = None  # of the products, as `overlap_score` takes it
 
     def hard(self, span): return self.conf_of(span) < self.t if self.boundary == "<" else self.conf_of(span) <= self.t
 
@@ -305,7 +306,7 @@ def _largest(task, job):
     x, out = job.features(span, rest), np.full(len(rest), np.nan)
     if not len(x): return task, out
     for refs in map(job.references, groups):
-        if len(refs): out[rest] = np.fmax(out[rest], overlap_score(x, refs, job.how))
+        if len(refs): out[rest] = np.fmax(out[rest], overlap_score(x, refs, job.how, device=job.device))
     return task, out
 
 
@@ -432,12 +433,12 @@ def _confidences(p, spans, folder, map):
     return out
 
 # %% ../nbs/06a_cluster.ipynb #k046
-def _detected(p, x, rules, t_hard, t_overlap, references, seed, rows, group, map, folder):
+def _detected(p, x, rules, t_hard, t_overlap, references, seed, device, rows, group, map, folder):
     "The passes, one after the other"
     spans, options = ranges(_length(x), rows), dict(jump=rules.jump, min_size=rules.min_size, rows=rows, map=map)
     conf = _confidences(p, spans, folder, map)
     t, says_hard, first = _found(t_hard, "confidences", conf.where, **options)
-    job = _Job(x, conf.where, t, rules.boundary, rules.how, None, references, seed)
+    job = _Job(x, conf.where, t, rules.boundary, rules.how, None, references, seed, device)
     seen = _look(job, spans, map)
     if seen.hard in (0, len(conf.values)): raise ValueError(f"detect_overlap: confidence {job.boundary} {t:.4g} makes {seen.hard} of {len(conf.values)} rows hard; choose another t_hard or boundary")
     score = _scores(replace(job, mean=seen.mean if rules.center else None), spans, seen.key, group, folder, map)
@@ -462,6 +463,7 @@ def detect_ranges(
     t_overlap=None,  # score threshold; None = change point
     references=1., # share of the hard rows to compare with, drawn range by range; below 1 the scores are no longer those of `detect_overlap`
     seed=0,        # of that draw
+    device=None,   # of the products of a largest value, as in `overlap_score`
     rows=65_536,   # rows of a range
     group=64,      # ranges of references in one task
     map=map,       # as in `range_change_point`
@@ -473,7 +475,7 @@ def detect_ranges(
     if not 0 < references <= 1: raise ValueError(f"references: got {references}, wanted a share of the hard rows above 0 and at most 1")
     p, n = p.p if isinstance(p, Pseudolabels) else p, _length(x_strong)
     if _length(p) != n: raise ValueError(f"detect_ranges: got {_length(p)} probabilities and {n} rows of x_strong; wanted row-aligned")
-    return _detected(p, x_strong, Rules(how, center, jump, min_size, boundary), t_hard, t_overlap, references, seed, rows, group, map, folder)
+    return _detected(p, x_strong, Rules(how, center, jump, min_size, boundary), t_hard, t_overlap, references, seed, device, rows, group, map, folder)
 
 # %% ../nbs/06a_cluster.ipynb #k051
 def _ray():
@@ -600,12 +602,16 @@ class RayExecutor:
         counter = ray.remote(num_cpus=0)(_Counter).remote()
         pool = ray.data.ActorPoolStrategy(size=self.workers, max_tasks_in_flight_per_actor=self.in_flight)
         look = look if self.gpus else replace(look, threads=self.cpus)
+        done = _results(ray, shards, pool, fn_constructor_args=(look, counter, tries, self.workers), num_cpus=self.cpus, num_gpus=self.gpus)
         try:
-            for i, x in _results(ray, shards, pool, fn_constructor_args=(look, counter, tries, self.workers), num_cpus=self.cpus, num_gpus=self.gpus):
+            for i, x in done:
                 tick(len(shards[i]))
                 yield shards[i], x
         except ray.exceptions.RayError as e:
             raise RuntimeError("Ray lost its actors; all shards that came back are in the cache, and the same call goes on from there. " + str(e)[-500:]) from e
+        finally:
+            done.close()
+            ray.kill(counter)
 
 # %% ../nbs/06a_cluster.ipynb #k076
 @dataclass(frozen=True)

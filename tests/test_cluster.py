@@ -163,6 +163,11 @@ def test_half_precision_is_read_as_single():
     assert_same(detect_ranges(p, x, rows=70).partition(), detect_overlap(Pseudolabels(p), x.astype(np.float32)), 2e-6)
 
 
+def test_products_of_torch():
+    p, x = blobs(300, 5, 0, np.float32)
+    for how in C.MERGEABLE: assert_same(detect_ranges(p, x, how=how, rows=70, device="cpu").partition(), detect_overlap(Pseudolabels(p), x, how=how), 2e-6)
+
+
 def test_bad_input_is_refused():
     p, x = blobs(50, 3, 0)
     for options, says in ((dict(how="quantile"), "only these merge"), (dict(how=np.dot), "only these merge"), (dict(boundary=">"), "wanted '<' or '<='"), (dict(references=0), "wanted a share"),
@@ -303,7 +308,7 @@ class Wrapped:
     def load(self): return self.around(replace(self.look, threads=self.threads).load())
 
 
-def shard(k, m=2): return A.Shard(np.arange(m) + m * k, [*range(m * k, m * k + m)], np.zeros((m, 32), np.uint8), [[k]] * m, 0)
+def shard(k, m=2): return A.Shard([*range(m * k, m * k + m)], np.zeros((m, 32), np.uint8), [[k]] * m, 0)
 def begun(folder): return Counter((folder / "begun").read_text().split())
 
 
