@@ -181,12 +181,12 @@ def _spliced(old, new):
 # %% ../nbs/06a_cluster.ipynb #k025
 def _opened(b, alive, merge, collect, bins, few):
     "What the surviving bins hold: each number of its own, or finer bins; and how many numbers were collected"
-    low, high = b.low[alive], b.high[alive]
+    low, high, at = b.low[alive], b.high[alive], _corners(b)[2] if alive.all() else b.at  # the mean, as soon as it is known
     if b.count[alive].sum() <= few:
         s, count = np.unique(collect(low, high), return_counts=True)
-        return Bins(count, count * (s - b.at), s, s, b.at), int(count.sum())
+        return Bins(count, count * (s - at), s, s, at), int(count.sum())
     inner = np.linspace(low, high, max(2, bins // alive.sum()) + 1).ravel()
-    new = merge(np.unique(np.concatenate([inner, np.nextafter(high, np.inf)])), _corners(b)[2] if alive.all() else b.at)
+    new = merge(np.unique(np.concatenate([inner, np.nextafter(high, np.inf)])), at)
     return new[(new.count > 0) & _between(new.low, low, high)], 0
 
 
