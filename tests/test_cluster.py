@@ -4,6 +4,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -174,6 +175,18 @@ def test_products_of_torch():
     p, x = blobs(300, 5, 0, np.float32)
     for how in C.MERGEABLE: assert_same(detect_ranges(p, x, how=how, rows=70, device="cpu").partition(), detect_overlap(Pseudolabels(p), x, how=how), 2e-6)
     with pytest.raises(RuntimeError, match="nowhere"): detect_ranges(p, x, device="nowhere")
+
+
+def test_features_are_never_in_memory(tmp_path):
+    p, x = blobs(20_000, 512, 0, np.float32)
+    np.save(tmp_path / "x.npy", x), np.save(tmp_path / "p.npy", p)
+    size = x.nbytes
+    del x
+    tracemalloc.start()
+    try:
+        detect_ranges(tmp_path / "p.npy", tmp_path / "x.npy", how="max_dot", center=True, rows=1000, folder=tmp_path, t_hard=.05)
+        assert tracemalloc.get_traced_memory()[1] < size / 2
+    finally: tracemalloc.stop()
 
 
 def test_bad_input_is_refused():
