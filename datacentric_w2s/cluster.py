@@ -181,12 +181,12 @@ def _spliced(old, new):
 # %% ../nbs/06a_cluster.ipynb #k025
 def _opened(b, alive, merge, collect, bins, few):
     "What the surviving bins hold: each number of its own, or finer bins; and how many numbers were collected"
-    low, high = b.low[alive], b.high[alive]
+    low, high, at = b.low[alive], b.high[alive], _corners(b)[2] if alive.all() else b.at  # the mean, as soon as it is known
     if b.count[alive].sum() <= few:
         s, count = np.unique(collect(low, high), return_counts=True)
-        return Bins(count, count * (s - b.at), s, s, b.at), int(count.sum())
+        return Bins(count, count * (s - at), s, s, at), int(count.sum())
     inner = np.linspace(low, high, max(2, bins // alive.sum()) + 1).ravel()
-    new = merge(np.unique(np.concatenate([inner, np.nextafter(high, np.inf)])), _corners(b)[2] if alive.all() else b.at)
+    new = merge(np.unique(np.concatenate([inner, np.nextafter(high, np.inf)])), at)
     return new[(new.count > 0) & _between(new.low, low, high)], 0
 
 
@@ -268,6 +268,11 @@ class _Column:
 
     def put(self, span, new): self.values[slice(*span)] = new
 
+    def filled(self):
+        "Itself; what was put into a file is there for other machines"
+        if isinstance(self.values, np.memmap): self.values.flush()
+        return self
+
 
 def _column(n, folder, name, new=True):
     "A column of NaN, or the file that is there"
@@ -296,7 +301,7 @@ def label_ranges(
     "A teacher's probabilities, range by range."
     out = _column(_length(x_weak), folder, "p")
     for span, p in map(partial(_label_range, probe=probe, x=x_weak), ranges(len(out.values), rows)): out.put(span, p)
-    return out.values
+    return out.filled().values
 
 # %% ../nbs/06a_cluster.ipynb #k036
 def _largest(task, job):
@@ -376,7 +381,7 @@ def _scores(job, spans, key, group, folder, map):
     for task, new in map(_scorer(job, spans, map), todo) if todo else ():
         column.put(task[0], np.fmax(read_range(column.values, task[0]), new))
         if notes:
-            column.values.flush()
+            column.filled()
             with notes.open("a") as f: f.write(f"{task!r}\n")
     return column
 
@@ -430,7 +435,7 @@ def _rule(found, ties, given): return found + (f", {ties:,} tied rows on one sid
 def _confidences(p, spans, folder, map):
     out = _column(spans[-1][1], folder, "conf")
     for span, c in map(partial(_conf_range, p=p), spans): out.put(span, c)
-    return out
+    return out.filled()
 
 # %% ../nbs/06a_cluster.ipynb #k046
 def _detected(p, x, rules, t_hard, t_overlap, references, seed, device, rows, group, map, folder):
@@ -599,7 +604,8 @@ class RayExecutor:
 
     def __call__(self, shards, look, tick):
         ray, tries = _ray(), self.retries + 1
-        counter = ray.remote(num_cpus=0)(_Counter).remote()
+        beside_us = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        counter = ray.remote(num_cpus=0, scheduling_strategy=beside_us)(_Counter).remote()
         pool = ray.data.ActorPoolStrategy(size=self.workers, max_tasks_in_flight_per_actor=self.in_flight)
         look = look if self.gpus else replace(look, threads=self.cpus)
         done = _results(ray, shards, pool, fn_constructor_args=(look, counter, tries, self.workers), num_cpus=self.cpus, num_gpus=self.gpus)
