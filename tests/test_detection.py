@@ -207,13 +207,12 @@ from datacentric_w2s.probes import LinearProbe, pseudolabel
 path, how, center = sys.argv[1], sys.argv[2], sys.argv[3] == "1"
 x, rng = np.load(path, mmap_mode="r"), np.random.default_rng(0)
 few = Views(x[:9, :2], x[:9], np.arange(9) % 2, np.arange(9))
-problem = Problem(Labelled(x[:9, :2], np.arange(9) % 2), few, few, few, PRESETS["embedded"])
-object.__setattr__(few, "x_strong", x)
 labels, probe = Pseudolabels(np.where(np.arange(len(x)) % 100, .9, .5) + rng.uniform(0, .05, len(x))), LinearProbe().fit(x[:50], np.arange(50) % 2)
 x[:5000] @ x[:200].T  # the library of products takes its own memory now
 room = int(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("VmData"))) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (room + 80 * 2**20,) * 2)
 tracemalloc.start()
+problem = Problem(Labelled(x[:9, :2], np.arange(9) % 2), Views(x[:, :2], x, np.arange(len(x)) % 2, np.arange(len(x))), few, few, PRESETS["embedded"])
 part = detect(problem, labels, Rules(how, center))
 detect_like(problem, part, labels, x, Rules(how, center))
 pseudolabel(probe, x)

@@ -25,6 +25,7 @@ RUNS = [  # notebook, parameters: small budgets, since the saved outputs come fr
     ("02h_ranking", dict(seed=1, budget=200)),
     ("03_selection", dict(dataset="sciq", seeds=1, rounds=5, mixtures=2, bench_rounds=3)),
     ("03_selection", dict(dataset="openbookqa", seeds=1, rounds=5, mixtures=2, bench_rounds=3, others="", tool_rows=0)),
+    ("06_performance", dict(texts=16, repeats=1, rows=400, features=32, rounds=4, sizes=2, memory=False, threads=1)),
     ("06a_cluster", dict(scores=50_000, rows=2_000, texts=16, draws=2, seed=1)),
     ("07_results", dict(datasets="sst2", seeds=2)),
 ]
