@@ -234,7 +234,7 @@ def power(
 
 @lru_cache
 def _detectable(df, target, level):
-    "The same for a standard error of 1"
+    "`detectable` for a standard error of 1, solved once for each number of degrees of freedom"
     from scipy.optimize import brentq
     return brentq(lambda e: power(e, df, level) - target, 0, 1e4)
 

@@ -85,7 +85,7 @@ def test_bought_at_once_equals_detection(rule, rules):
 
 # --- recount: what one would find by detecting anew in everything bought so far
 @pytest.mark.parametrize("dtype", (np.float64, np.float32))
-@pytest.mark.parametrize("rules", [*map(Rules, NAMES), Rules(center=True), Rules(lambda x, x_hard: (x @ x_hard.T).max(1)), Rules("max_dot", jump=5, min_size=2, boundary="<=")], ids=str)
+@pytest.mark.parametrize("rules", [*map(Rules, NAMES), Rules(center=True), Rules(lambda x, x_hard: (x @ x_hard.T).max(1)), Rules("max_dot", jump=5, min_size=2, boundary="<=")], ids=lambda r: str(r) if isinstance(r.how, str) else "a function")
 def test_recount_equals_detecting_anew(rules, dtype):
     gone = 0
     for seed in range(4):
