@@ -622,19 +622,19 @@ class RayExecutor:
 # %% ../nbs/06a_cluster.ipynb #k076
 @dataclass(frozen=True)
 class Costs:
-    "What a row takes and what a machine gives. The defaults are an 8B model on an H100: assumed shares of its data sheet, not measurements."
-    tokens: float = 64            # a row
+    "What a row takes and what a machine gives. The defaults are an 8B model's shape on one H100, with SciQ's texts: rates as measured (06_performance); disk, network and prices are assumed."
+    tokens: float = 21.4          # a row
     flop_token: float = 2 * 6.98e9  # two for each weight of Llama-3.1-8B that is not an embedding
     width: int = 4096             # numbers in a feature vector, of 4 bytes
     hard: float = .65             # share of hard rows
-    flops_model: float = .4 * 989e12   # a worker's operations a second in the model: a share of the bfloat16 peak
-    flops_product: float = .7 * 67e12  # and in products of float32 features: a share of that peak
+    flops_model: float = 318e12   # a worker's operations a second in the model, in bfloat16, where texts share no beginnings
+    flops_product: float = 48e12  # and in products of float32 features
     block: int = 500_000          # rows that a worker holds while the references pass by
     disk: float = 2e9             # bytes a second that a worker reads from the shared file system
     link: float = 1.25e9          # bytes a second into the driver: 10 Gbit/s
     price_hour: float = 3.        # dollars for a worker's hour
     price_terabyte: float = 20.   # dollars for a terabyte kept a month
-    source: str = "assumed: 40 % of an H100's 989 TFLOP/s in bfloat16, 70 % of its 67 in float32; prices of cloud lists, rounded"
+    source: str = "both rates measured on one H100; disk, link and prices assumed, those of cloud lists, rounded"
 
     def crossing(self): return self.tokens * self.flop_token / (2 * self.width * self.hard * (1 - self.hard)) * self.flops_product / self.flops_model
 

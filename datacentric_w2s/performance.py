@@ -201,7 +201,7 @@ def activation_race(
     return pd.DataFrame(dict(texts=n, texts_a_second=rate, least=n / table["max"], most=n / table["min"], times_faster=rate / rate.iloc[0], operations=work,
                              percent=100 * rate * work / top.gemm, difference=[0., *(a.max() for a in apart)]))
 
-# %% ../nbs/06_performance.ipynb #paf22e5d
+# %% ../nbs/06_performance.ipynb #p473b214
 def shaped_like_8b(
     device,  # as torch names it
     *,
@@ -222,7 +222,7 @@ def shaped_like_8b(
 
     return LanguageModel("shaped like Llama-3.1-8B", "", None, None, "random weights", config.num_hidden_layers, config.hidden_size, None, "last", True), model
 
-# %% ../nbs/06_performance.ipynb #p2819339
+# %% ../nbs/06_performance.ipynb #p171614f
 class _Enough(Exception): "Where it was told to stop"
 
 
@@ -233,7 +233,7 @@ def plain_probe(
     *,
     enough=-np.inf,  # objective at which it stops
     tol=1e-6,    # norm of the gradient at which it stops
-    evaluations=600,  # after which it stops anyway
+    evaluations=400,  # after which it stops anyway
 ):  # (weights (d,), bias, objective, norm of the gradient, evaluations)
     "The published fit: torch's L-BFGS from zero."
     import torch
@@ -253,7 +253,7 @@ def plain_probe(
     except _Enough: pass
     return w.detach().numpy(), b.item(), *seen[-1], len(seen)
 
-# %% ../nbs/06_performance.ipynb #p1782bfa
+# %% ../nbs/06_performance.ipynb #pfc3b5a6
 def plain_scores(
     x,       # (n, d) rows
     x_hard,  # (m, d) hard rows
@@ -272,7 +272,7 @@ def plain_change_point(
     cost = np.array([k * s[:k].var() + (len(s) - k) * s[k:].var() for k in range(1, len(s))])
     return int(np.flatnonzero(cost <= cost.min() * (1 + 1e-12))[-1]) + 1
 
-# %% ../nbs/06_performance.ipynb #p7b567d8
+# %% ../nbs/06_performance.ipynb #p3b3b522
 def plain_selection(
     problem,  # a complete experiment
     pseudolabels,  # the teacher's, of the w2s rows
