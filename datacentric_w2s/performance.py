@@ -206,13 +206,13 @@ def shaped_like_8b(
     device,  # as torch names it
     *,
     dtype="bfloat16",  # of the weights
-    **sizes,  # to change in the configuration, such as num_hidden_layers
+    sizes=None,  # what to change in its `LlamaConfig`, such as dict(num_hidden_layers=4)
 ):  # (a `LanguageModel`, and a function that gives the model with the same random weights each time)
     "A model of the shape of Llama-3.1-8B with random weights: good for times, and for nothing else."
     import torch
     from transformers import AutoModel, LlamaConfig
     config = LlamaConfig(**dict(vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
-                                max_position_embeddings=8192, rope_theta=5e5, attn_implementation="sdpa") | sizes)
+                                max_position_embeddings=8192, rope_theta=5e5, attn_implementation="sdpa") | (sizes or {}))
 
     def model():
         kind = torch.device(device).type

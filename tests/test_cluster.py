@@ -333,6 +333,7 @@ def shard(k, m=2): return A.Shard([*range(m * k, m * k + m)], np.zeros((m, 32), 
 def begun(folder): return Counter((folder / "begun").read_text().split())
 
 
+@pytest.mark.xdist_group("ray")  # one Ray at a time
 def test_detection_on_ray_with_a_killed_worker(ray, tmp_path):
     p, x = blobs(900, 8, 0, np.float32)
     np.save(tmp_path / "x.npy", x)
@@ -349,6 +350,7 @@ def test_detection_on_ray_with_a_killed_worker(ray, tmp_path):
     assert len(counts) == 12 and max(counts.values()) >= 2, "all tasks were begun, and the killed one again"
 
 
+@pytest.mark.xdist_group("ray")  # one Ray at a time
 def test_map_errors(ray, tmp_path):
     def bad(task): raise ValueError(f"task {task} is bad")
     with pytest.raises(ValueError, match="task 0 is bad"): [*RayMap(in_flight=1)(bad, range(3))]
@@ -357,6 +359,7 @@ def test_map_errors(ray, tmp_path):
     assert sorted(RayMap(in_flight=2)(abs, range(-5, 1))) == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.xdist_group("ray")  # one Ray at a time
 def test_a_shard_that_always_kills_is_given_up(ray, tmp_path):
     deadly = Deadly(lambda s: np.zeros((len(s), 1), np.float32), tmp_path, lambda s: str(s.rows[0]), "2", times=9)
     with pytest.raises(RuntimeError, match="shard with rows 2, 3 killed each process"): [*RayExecutor(retries=1)([shard(k) for k in range(3)], Look(deadly), lambda m: None)]
@@ -379,6 +382,7 @@ def test_an_error_of_the_model_is_handed_on_at_once():
     with pytest.raises(ValueError, match="^row 4 is NaN"): next(C._results(one, [shard(k) for k in range(4)], None))
 
 
+@pytest.mark.xdist_group("ray")  # one Ray at a time
 def test_activations_on_ray_interrupted_and_killed(ray, tmp_path, monkeypatch):
     "Real texts and the embedded model: Ctrl-C keeps what came back, a killed actor loses nothing, and the values are those of this process to the bit"
     from datacentric_w2s.data import load_splits

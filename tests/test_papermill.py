@@ -41,7 +41,7 @@ def test_every_parameter_says_what_it_is(chapter):
 def test_every_chapter_is_run(): assert {c for c, _ in RUNS} == set(CHAPTERS)
 
 
-@pytest.mark.parametrize("chapter, parameters", RUNS, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values())) or "small")
+@pytest.mark.parametrize("chapter, parameters", [pytest.param(*r, marks=[pytest.mark.xdist_group("ray")] * (r[0] == "06a_cluster")) for r in RUNS], ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values())) or "small")
 def test_chapter_runs(chapter, parameters, tmp_path):
     known = papermill.inspect_notebook(str(NBS / f"{chapter}.ipynb"))
     assert not parameters.keys() - known.keys(), "papermill would inject them, and the chapter would not read them"

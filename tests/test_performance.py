@@ -38,7 +38,7 @@ def test_the_ways_to_activations_agree_and_are_counted(llama):
 
 def test_the_large_shape_is_the_same_twice_and_leaves_the_random_state_alone():
     before = torch.get_rng_state()
-    lm, model = P.shaped_like_8b("cpu", dtype="float32", vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    lm, model = P.shaped_like_8b("cpu", dtype="float32", sizes=dict(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2))
     a, b = (torch.cat([p.flatten() for p in model().parameters()]) for _ in range(2))
     assert torch.equal(a, b) and torch.equal(torch.get_rng_state(), before) and (lm.n_layers, lm.width, lm.shares) == (2, 32, True)
 
