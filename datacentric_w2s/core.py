@@ -333,8 +333,8 @@ def label_lines(
 ):  # the axes
     "Write each line's label at its right end, spread out so that none covers another."
     lines = [l for l in ax.get_lines() if not l.get_label().startswith("_")]
-    lo, hi = ax.get_ylim()
-    ends = sorted([((l.get_ydata()[-1] - lo) / (hi - lo), l) for l in lines if np.isfinite(l.get_ydata()[-1])], key=lambda e: e[0])
+    height = lambda y: ax.transAxes.inverted().transform(ax.transData.transform((ax.get_xlim()[1], y)))[1]  # as a share of the axes, also of logarithmic ones
+    ends = sorted([(height(l.get_ydata()[-1]), l) for l in lines if np.isfinite(l.get_ydata()[-1])], key=lambda e: e[0])
     y, gap = np.array([e for e, _ in ends]), 1.3 * size / (ax.get_window_extent().height * 72 / ax.figure.dpi)  # one line of text, as a share of the height
     for _ in range(200):
         for i in range(1, len(y)):

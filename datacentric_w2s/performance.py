@@ -20,7 +20,7 @@ import pandas as pd
 from joblib.externals.loky import ProcessPoolExecutor
 
 from .activations import LanguageModel, Look, Shard
-from .core import PALETTE
+from .core import PALETTE, label_lines
 
 # %% ../nbs/06_performance.ipynb #pd843790
 @dataclass(frozen=True)
@@ -114,10 +114,9 @@ def plot_cost(
     ax = ax or plt.gca()
     for colour, (path, part) in zip(PALETTE, df.groupby("path", sort=False)):
         middle = part.groupby("size").seconds.median()
-        ax.plot(middle.index, middle, "o-", color=colour)
-        ax.annotate(f"{path}: exponent {exponent(middle.index, middle):.2f}", (middle.index[-1], middle.iloc[-1]), (-4, 6), textcoords="offset points", ha="right", color=colour, size=8)
+        ax.plot(middle.index, middle, "o-", color=colour, label=f"{path}: {exponent(middle.index, middle):.2f}")
     ax.set(xscale="log", yscale="log", xlabel=what, ylabel="seconds")
-    return ax
+    return label_lines(ax, size=8)
 
 # %% ../nbs/06_performance.ipynb #p7669003
 def _marks():
