@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from .core import KINDS, Partition, Pseudolabels, _table
-from .detection import Rules, overlap_score
+from .detection import Rules, _said, _says, overlap_score
 from .probes import pseudolabel
 
 # %% ../nbs/06a_cluster.ipynb #k006
@@ -350,7 +350,8 @@ class _Seen:
     hard: int         # hard rows
     ties: int         # rows at the threshold
     mean: np.ndarray  # (d,) of all rows
-    remarks: str      # what the rule says of rows that repeat a hard row, and of zero rows
+    repeats: int      # rows that are not hard and repeat a hard one
+    zero: int         # such rows that are zero
     key: str          # hash of all features
 
 
@@ -358,10 +359,9 @@ def _look(job, spans, map):
     "The first look at all ranges; results may come in any order"
     looks = sorted(map(partial(_first_look, job=job), spans), key=lambda r: r[0])
     _, hard, ties, sums, hard_digests, rest, zero = zip(*looks)
-    repeats, zero = int(np.isin(np.concatenate(rest), np.unique(np.concatenate(hard_digests))).sum()), sum(zero)
-    remarks = f"; {repeats:,} repeat a hard row" * (repeats > 0) + f"; {zero:,} zero rows, like nothing" * (zero > 0)
+    repeats = int(np.isin(np.concatenate(rest), np.unique(np.concatenate(hard_digests))).sum())
     key = hashlib.sha256(b"".join(d.tobytes() for pair in zip(hard_digests, rest) for d in pair)).hexdigest()
-    return _Seen(sum(hard), sum(ties), sum(sums) / spans[-1][1], remarks, key)
+    return _Seen(sum(hard), sum(ties), sum(sums) / spans[-1][1], repeats, sum(zero), key)
 
 # %% ../nbs/06a_cluster.ipynb #k042
 def _score_tasks(job, spans, group):
@@ -422,14 +422,14 @@ class Detected:
 MERGEABLE = ("max_abs_cosine", "max_dot", "mean_square")
 
 
-def _found(given, what, column, jump, **options):
-    "A threshold, what the rule says of it (but for ties), and its split"
-    if given is not None: return float(given), f"{what} {given:.4g} (given", None
-    s = range_change_point(column, jump=jump, **options)
-    return s.value, f"{what} {s.value:.4g} (change point {s.k:,} of {s.n:,}, jump {jump}", s
+def _found(given, column, **options):
+    "A threshold, and its split"
+    if given is not None: return float(given), None
+    s = range_change_point(column, **options)
+    return s.value, s
 
 
-def _rule(found, ties, given): return found + (f", {ties:,} tied rows on one side" if ties > 1 and given is None else "") + ")"
+def _rule(what, t, split, jump, ties): return _says(what, t, split.k, split.n, jump, ties) if split else _says(what, t)
 
 
 def _confidences(p, spans, folder, map):
@@ -442,15 +442,15 @@ def _detected(p, x, rules, t_hard, t_overlap, references, seed, device, rows, gr
     "The passes, one after the other"
     spans, options = ranges(_length(x), rows), dict(jump=rules.jump, min_size=rules.min_size, rows=rows, map=map)
     conf = _confidences(p, spans, folder, map)
-    t, says_hard, first = _found(t_hard, "confidences", conf.where, **options)
+    t, first = _found(t_hard, conf.where, **options)
     job = _Job(x, conf.where, t, rules.boundary, rules.how, None, references, seed, device)
     seen = _look(job, spans, map)
     if seen.hard in (0, len(conf.values)): raise ValueError(f"detect_overlap: confidence {job.boundary} {t:.4g} makes {seen.hard} of {len(conf.values)} rows hard; choose another t_hard or boundary")
     score = _scores(replace(job, mean=seen.mean if rules.center else None), spans, seen.key, group, folder, map)
-    cut, says_overlap, second = _found(t_overlap, "scores", score.where, **options)
+    cut, second = _found(t_overlap, score.where, **options)
     *counts, ties = sum(map(partial(_count_range, score=score.where, t=cut), spans)).tolist()
-    rule = f"hard: {job.boundary} {_rule(says_hard, seen.ties, t_hard)}; overlap: {job.how} >= {_rule(says_overlap, ties, t_overlap)}"
-    rule += "".join(f"; {'no' if n == 0 else f'only {n}'} {k} rows" for k, n in zip(KINDS, counts) if n < 3) + seen.remarks
+    says = _rule("confidences", t, first, rules.jump, seen.ties), _rule("scores", cut, second, rules.jump, ties)
+    rule = f"hard: {job.boundary} {says[0]}; overlap: {job.how} >= {says[1]}{_said(counts, seen.repeats, seen.zero)}"
     if references < 1: rule += f"; references: a share {references:g} of the hard rows, seed {seed}"
     return Detected(conf.values, score.values, pd.Series(counts, list(KINDS), name="rows"), t, cut, rule, tuple(s for s in (first, second) if s))
 

@@ -211,19 +211,28 @@ def _known(how, device=None):
 # %% ../nbs/02_detection.ipynb #c025
 def _threshold(s, given, what, jump, min_size):
     "A threshold and how it was found: given, or the value just right of the change point. Rows equal to it are never divided"
-    if given is not None: return float(given), f"{what} {given:.4g} (given)"
+    if given is not None: return float(given), _says(what, given)
     s = _sorted(s, what)
     k = change_point(s, jump=jump, min_size=min_size)
-    ties = int((s == s[k]).sum())
-    return float(s[k]), f"{what} {s[k]:.4g} (change point {k:,} of {len(s):,}, jump {jump}{f', {ties:,} tied rows on one side' * (ties > 1)})"
+    return float(s[k]), _says(what, s[k], k, len(s), jump, int((s == s[k]).sum()))
+
+
+def _says(what, t, k=None, n=None, jump=None, ties=0):
+    "What `rule` says of a threshold"
+    return f"{what} {t:.4g} (given)" if k is None else f"{what} {t:.4g} (change point {k:,} of {n:,}, jump {jump}{f', {ties:,} tied rows on one side' * (ties > 1)})"
+
+
+def _said(counts, repeats, zero):
+    "What `rule` says of small kinds, of rows that repeat a hard row, and of zero rows; nothing where there are none"
+    small = [f"{'no' if n == 0 else f'only {n}'} {k} rows" for k, n in zip(KINDS, counts) if n < 3]
+    return "".join(f"; {r}" for r in small + [f"{repeats:,} repeat a hard row"] * (repeats > 0) + [f"{zero:,} zero rows, like nothing"] * (zero > 0))
 
 
 def _remarks(kind, x):
-    "What `rule` says of small kinds, of rows that repeat a hard row, and of zero rows; nothing where there are none"
-    small = [f"{'no' if n == 0 else f'only {n}'} {k} rows" for k in KINDS if (n := int((kind == k).sum())) < 3]
+    "The same, counted"
     content, hard = np.fromiter((hash(row.tobytes()) for row in x), np.int64, len(x)), kind == "hard"
     repeats, zero = int(np.isin(content[~hard], content[hard]).sum()), sum(not x[i].any() for i in np.flatnonzero(~hard))
-    return "".join(f"; {r}" for r in small + [f"{repeats:,} repeat a hard row"] * (repeats > 0) + [f"{zero:,} zero rows, like nothing"] * (zero > 0))
+    return _said([int((kind == k).sum()) for k in KINDS], repeats, zero)
 
 # %% ../nbs/02_detection.ipynb #c026
 def detect_overlap(

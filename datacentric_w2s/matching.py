@@ -408,20 +408,15 @@ def planted_problem(
     return Planted(Problem(Labelled(_move(problem.weak.x, y, kind != "hard", patterns.weak_easy), y), w2s, val, test, problem.preset), patterns)
 
 # %% ../nbs/02b_matching.ipynb #c046
-def _midranks(v):
-    "Ranks from 1, equal values sharing the mean of theirs; nan throughout where one value is"
-    _, at, count = np.unique(v, return_inverse=True, return_counts=True)
-    return np.full(len(v), np.nan) if np.isnan(v).any() else (np.cumsum(count) - (count - 1) / 2)[at]
-
-
 def auc(
     score,  # (n,) scores
     truth,  # (n,) booleans
 ) -> float:  # nan where there is one class only
     "How often a true row scores above a false one; ties count half."
+    from scipy.stats import rankdata
     truth = np.asarray(truth, bool)
     n = truth.sum()
-    return float((_midranks(score)[truth].mean() - (n + 1) / 2) / (len(truth) - n)) if 0 < n < len(truth) else float("nan")
+    return float((rankdata(score)[truth].mean() - (n + 1) / 2) / (len(truth) - n)) if 0 < n < len(truth) else float("nan")
 
 # %% ../nbs/02b_matching.ipynb #c058
 def resplit(

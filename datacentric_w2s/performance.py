@@ -9,7 +9,6 @@ __all__ = ['Ceiling', 'ceiling', 'race', 'side_by_side', 'exponent', 'plot_cost'
 
 # %% ../nbs/06_performance.ipynb #p3f16b62
 import ctypes
-import os
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 from joblib.externals.loky import ProcessPoolExecutor
 
-from .activations import LanguageModel, Look, Shard
+from .activations import LanguageModel, Look
 from .core import PALETTE, label_lines
 
 # %% ../nbs/06_performance.ipynb #pd843790

@@ -16,7 +16,7 @@ from scipy.special import expit, stdtrit  # stdtrit: the quantile of Student's t
 
 from .core import Partition, Problem, Pseudolabels
 from .detection import detect, overlap_score
-from .matching import _midranks, auc
+from .matching import auc
 from .mixing import student_accuracy
 from .probes import corrected_se, evaluate, new_probe, split_ratio, topological_filter, with_sizes
 
@@ -258,12 +258,13 @@ def rank_correlation(
     given=None,   # (n,) numbers whose ranks are taken out of both first; None = nothing
 ) -> float:  # in [-1, 1]; nan where one side is constant
     "Spearman's rank correlation, also within classes, or given a third variable."
+    from scipy.stats import rankdata
     if within is not None:
         within = np.asarray(within)
         return float(sum(np.mean(within == c) * rank_correlation(a[within == c], b[within == c]) for c in np.unique(within)))
-    a, b = (_midranks(v) - (len(v) + 1) / 2 for v in (a, b))
+    a, b = (rankdata(v) - (len(v) + 1) / 2 for v in (a, b))
     if given is not None:
-        r = _midranks(given) - (len(a) + 1) / 2
+        r = rankdata(given) - (len(a) + 1) / 2
         a, b = (v - r * (v @ r) / max(r @ r, 1e-300) for v in (a, b))
     size = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / size) if min(a @ a, b @ b) > 1e-9 * len(a)**3 else float("nan")

@@ -514,15 +514,13 @@ def _window(mean, var):
     return int(max(np.min(mean - r), 0)), int(np.max(mean + r)) + 2
 
 
-def _poisson(j, rate): return np.exp(xlogy(j, rate) - gammaln(j + 1) - rate)
-
-
 def _series(s, m, d):
     "Theorem B.2's double series for arrays s, m (N,)"
+    from scipy.stats import poisson
     a, b = ((s + m) / 2)**2, ((s - m) / 2)**2
     j, k = (np.arange(*_window(r, r)) for r in (a, b))
     tail = betainc(d / 2 + k, d / 2 + j[:, None], .5)
-    return np.sum(_poisson(j, a[:, None]) @ tail * _poisson(k, b[:, None]), 1)
+    return np.sum(poisson.pmf(j, a[:, None]) @ tail * poisson.pmf(k, b[:, None]), 1)
 
 # %% ../nbs/01_theory.ipynb #c120
 def _gauss(diagonal, beside):
@@ -664,6 +662,7 @@ def test_accuracy_approx(
 def _sharp(s, n_o, alpha, d, delta):
     "Theorem B.3 (i) for one setting"
     from scipy.optimize import brentq
+    from scipy.stats import chi
     if n_o == 0: return .5
     k, p = _counts(n_o, alpha)
     m = (n_o - 2 * k) * s / np.sqrt(n_o)
@@ -671,7 +670,7 @@ def _sharp(s, n_o, alpha, d, delta):
     r, w = np.polynomial.legendre.leggauss(400)  # for the length chi_{d-1}, within 9 of its typical size
     lo, hi = max(np.sqrt(d - 1) - 9, 0), np.sqrt(d - 1) + 9
     r, w = (lo + hi + (hi - lo) * r) / 2, (hi - lo) / 2 * w
-    w = w * np.exp(xlogy(d - 2, r) - r**2 / 2 - gammaln((d - 1) / 2) - (d - 3) / 2 * np.log(2))  # its density
+    w = w * chi.pdf(r, d - 1)
     below = lambda T: p @ ndtr(r * T / np.sqrt(1 - T**2) - m[:, None]) @ w - delta
     edge = 1 - 1e-9
     if below(-edge) >= 0 or below(edge) <= 0: return ndtr(s if below(-edge) >= 0 else -s)

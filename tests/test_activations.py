@@ -491,6 +491,15 @@ def test_rows_in_a_file_are_those_in_memory(llama, tmp_path, monkeypatch, cache)
         with pytest.raises(ValueError, match="wanted a .npy file in a folder that exists"): get(out=bad)
 
 
+def test_blocks_are_compiled_on_request(llama, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **k: seen.append((type(self).__name__, k)))  # the compiler itself takes a minute
+    get = lambda **k: activations(some_texts(5), llama, layer=2, cache=False, progress=False, **k)
+    plain = get()
+    assert not seen
+    assert np.array_equal(get(compile=True), plain) and seen == [("LlamaDecoderLayer", dict(dynamic=True))] * 2  # those that are left, up to the layer
+
+
 def test_one_process_a_device(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(A, "TEXTS_A_SHARD", 5)
     texts, seen = some_texts(23), []
