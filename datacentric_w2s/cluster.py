@@ -94,9 +94,14 @@ def sketch(
 
 # %% ../nbs/06a_cluster.ipynb #k014
 def _corners(b):
-    "Numbers up to each place between two bins (and at both ends), centred sums there, and the mean"
+    "Numbers up to each place between two bins (and at both ends), centred sums there, and the mean less `at`"
     k, c = (np.concatenate([[0], np.cumsum(a)]) for a in (b.count, b.total))
-    return k, c - k * (c[-1] / k[-1]), b.at + c[-1] / k[-1]
+    return k, c - k * (c[-1] / k[-1]), c[-1] / k[-1]
+
+
+def _chord(b, k, c, j, at):
+    "The centred sum at splits inside bins `j`, if each held equal numbers"
+    return c[j] + (at - k[j]) / b.count[j] * (c[j + 1] - c[j])
 
 
 def _g(c, k, n): return c**2 * n / (k * (n - k.astype(float)))
@@ -113,7 +118,6 @@ class GainBounds:
     "What bins tell of the gain G at the splits that are allowed; minus infinity where none is."
     k: np.ndarray      # (B + 1,) numbers below each place between two bins, and at both ends
     c: np.ndarray      # (B + 1,) centred sum of these numbers
-    mean: float        # of all numbers
     first: np.ndarray  # (B,) the first allowed split inside each bin
     last: np.ndarray   # (B,) the last one
     edge: np.ndarray   # (B + 1,) G between two bins, exact
@@ -136,14 +140,15 @@ def gain_bounds(
     first, last = _grid(a + 1, e - 1, n, min_size, jump)
     some, flat = first <= last, b.low == b.high
     g = lambda curve, at: np.where(some, _g(curve(at), np.where(some, at, 1), n), -np.inf)
-    chord = lambda at: c[:-1] + (at - a) / b.count * (c[1:] - c[:-1])
-    under = lambda at: np.maximum(c[:-1] + (at - a) * (b.low - mean), c[1:] - (e - at) * (b.high - mean))
+    chord = partial(_chord, b, k, c, np.arange(len(a)))
+    low, high = b.low - b.at - mean, b.high - b.at - mean  # in this order: the difference of alike numbers is exact
+    under = lambda at: np.maximum(c[:-1] + (at - a) * low, c[1:] - (e - at) * high)
     kink = a + np.divide(b.count * (b.high - b.at) - b.total, b.high - b.low, out=np.zeros(len(a)), where=~flat)
     sure = np.maximum(g(chord, first), g(chord, last))
     most = np.maximum.reduce([g(under, at) for at in (first, last, np.clip(kink, first, np.maximum(first, last)))])
     lo, hi = _grid(k, k, n, min_size, jump)
     edge = np.where((lo == k) & (hi == k), _g(c, np.clip(k, 1, n - 1), n), -np.inf)
-    return GainBounds(k, c, mean, first, last, edge, sure, np.where(flat, sure, most))
+    return GainBounds(k, c, first, last, edge, sure, np.where(flat, sure, most))
 
 # %% ../nbs/06a_cluster.ipynb #k019
 def _alive(b, g): return (g.most >= g.best * (1 - 1e-11)) & (b.low < b.high)  # bins that may hide something better
@@ -181,7 +186,7 @@ def _spliced(old, new):
 # %% ../nbs/06a_cluster.ipynb #k025
 def _opened(b, alive, merge, collect, bins, few):
     "What the surviving bins hold: each number of its own, or finer bins; and how many numbers were collected"
-    low, high, at = b.low[alive], b.high[alive], _corners(b)[2] if alive.all() else b.at  # the mean, as soon as it is known
+    low, high, at = b.low[alive], b.high[alive], b.at + _corners(b)[2] if alive.all() else b.at  # the mean, as soon as it is known
     if b.count[alive].sum() <= few:
         s, count = np.unique(collect(low, high), return_counts=True)
         return Bins(count, count * (s - at), s, s, at), int(count.sum())
@@ -195,7 +200,7 @@ def _last_best(b, g, jump, tie=1e-12):
     good, found = g.best * (1 - tie), []
     found += g.k[g.edge >= good].tolist()
     for j in np.flatnonzero((g.sure >= good) & (b.low == b.high)):
-        gain = lambda i: _g(g.c[j] + (i * jump - g.k[j]) * (b.low[j] - g.mean), np.int64(i * jump), g.k[-1])
+        gain = lambda i: _g(_chord(b, g.k, g.c, j, i * jump), np.int64(i * jump), g.k[-1])  # as in `sure`, to the last digit
         lo, hi = g.first[j] // jump, g.last[j] // jump
         while gain(hi) < good:  # the good ones are the first few, or none but the first
             mid = (lo + hi) // 2

@@ -34,7 +34,8 @@ def _sorted(s, what="scores"):
 
 def _gain(s, k):
     "G(k), less its value for no split, of sorted scores: what a split at each `k` takes off the squared error"
-    n, left = len(s), np.cumsum(s - s.mean())[k - 1]
+    n, apart = len(s), s - s.mean()
+    left = np.cumsum(apart - apart.mean())[k - 1]  # twice: a mean of alike numbers is rounded
     return left**2 * n / (k * (n - k.astype(float)))
 
 # %% ../nbs/02_detection.ipynb #c010

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from datacentric_w2s import activations as A
@@ -44,6 +44,7 @@ numbers = st.one_of(st.integers(-3, 3).map(float), st.floats(-1, 1, width=16), s
 
 
 @settings(max_examples=250, deadline=None)
+@example([.99] * 2 + [.99001] * 4, 3, 1, 1, 2, 1)  # one split, inside equal numbers, whose distance from the mean has few digits
 @given(st.lists(numbers, min_size=2, max_size=60), st.sampled_from([1, 1, 2, 3]), st.sampled_from([1, 1, 2, 5]), st.integers(1, 9), st.sampled_from([2, 3, 16, 4096]), st.sampled_from([1, 5, 1000]))
 def test_change_point_is_the_exact_one(s, min_size, jump, rows, bins, few):
     s, ks, options = np.array(s), allowed(len(s), min_size, jump), dict(min_size=min_size, jump=jump)
