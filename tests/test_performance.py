@@ -36,6 +36,11 @@ def test_the_ways_to_activations_agree_and_are_counted(llama):
     assert sum(map(look.tokens, shards)) < sum(map(len, ids)) and np.allclose(df.percent, 100 * df.texts_a_second * df.operations / 1e9)
 
 
+def test_a_ceiling_measured_again_is_no_lower():
+    top = P.Ceiling("float32", "cpu", 1e18, 1.)
+    assert P.again(top) is top and P.again(P.Ceiling("float32", "cpu", 1., 1.)).gemm > 1e6
+
+
 def test_the_large_shape_is_the_same_twice_and_leaves_the_random_state_alone():
     before = torch.get_rng_state()
     lm, model = P.shaped_like_8b("cpu", dtype="float32", sizes=dict(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2))
