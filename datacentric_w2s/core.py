@@ -323,7 +323,7 @@ class Source:
 
 # %% ../nbs/00_core.ipynb #c050
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-KIND_COLOURS = dict(zip(KINDS, ("#56B4E9", "#D55E00", "#009E73")))
+KIND_COLOURS = dict(zip(KINDS, ("#56B4E9", "#D55E00", "#005F45")))  # light, middle and dark
 
 
 def label_lines(
