@@ -11,6 +11,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
+from numbers import Number
 
 import numpy as np
 import pandas as pd
@@ -259,10 +260,16 @@ def _readable(probe, x):
 def _are_probabilities(y): return y.dtype.kind in "biuf" and bool(((y >= 0) & (y <= 1)).all())
 
 
+def _of_one_type(y):
+    "An array of objects as one of numbers or of strings"
+    if len(kinds := {"number" if isinstance(v, Number) else type(v).__name__ for v in y.tolist()}) > 1: raise ValueError(f"labels: got values of types {', '.join(sorted(kinds))}, wanted one type")
+    return np.array(y.tolist())
+
+
 def _probabilities(y, classes=None):
     "Labels as probabilities of the second class, and the names of both classes, where these are not known"
+    if y.dtype == object: y = _of_one_type(y)
     if _are_probabilities(y) and (classes is None or list(classes) == [0, 1]): return y.astype(np.float64), np.array([0, 1])
-    if len(kinds := {type(v).__name__ for v in y.tolist()}) > 1: raise ValueError(f"labels: got values of types {', '.join(sorted(kinds))}, wanted one type")
     if classes is None:
         from sklearn.utils.multiclass import type_of_target
         kind = type_of_target(y, input_name="y", raise_unknown=True)
