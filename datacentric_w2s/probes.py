@@ -11,6 +11,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
+from numbers import Number
 
 import numpy as np
 import pandas as pd
@@ -230,35 +231,86 @@ class _Classifier:
         from sklearn.metrics import accuracy_score
         return accuracy_score(y, self.predict(x), sample_weight=sample_weight)
 
+    def _named(self, second): return self.classes_[second.astype(np.int64)]
+
     def __sklearn_tags__(self):
         from sklearn.base import BaseEstimator, ClassifierMixin
-        return type("Plain", (ClassifierMixin, BaseEstimator), {})().__sklearn_tags__()
+        tags = type("Plain", (ClassifierMixin, BaseEstimator), {})().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
+
+# %% ../nbs/00d_probes.ipynb #ndf5ab7c
+def _validated(probe, x, y="no_validation", first=False):
+    "Rows as scikit-learn reads them, or its error; `first` rows set the number and the names of the features"
+    from sklearn.utils.validation import validate_data
+    return validate_data(probe, x, y, reset=first, dtype=np.float64, ensure_min_samples=int(first))
 
 
-def _check_fitted(probe, attribute):
-    "scikit-learn's error for a probe without this attribute"
-    if hasattr(probe, attribute): return
-    from sklearn.exceptions import NotFittedError
-    raise NotFittedError(f"{type(probe).__name__}: not fitted yet; call fit first")
+def _plain(probe, x): return isinstance(x, np.ndarray) and x.ndim == 2 and x.dtype.kind == "f" and not hasattr(probe, "feature_names_in_")
+
+
+def _readable(probe, x):
+    "Features to predict from. A fitted probe is known by its `classes_`"
+    if not hasattr(probe, "classes_"):
+        from sklearn.exceptions import NotFittedError
+        raise NotFittedError(f"{type(probe).__name__}: not fitted yet; call fit first")
+    return x if _plain(probe, x) and x.shape[1] == probe.n_features_in_ else _validated(probe, x)
+
+# %% ../nbs/00d_probes.ipynb #nf426b8c
+def _are_probabilities(y): return y.dtype.kind in "biuf" and bool(((y >= 0) & (y <= 1)).all())
+
+
+def _of_one_type(y):
+    "An array of objects as one of numbers or of strings"
+    if len(kinds := {"number" if isinstance(v, Number) else type(v).__name__ for v in y.tolist()}) > 1: raise ValueError(f"labels: got values of types {', '.join(sorted(kinds))}, wanted one type")
+    return np.array(y.tolist())
+
+
+def _probabilities(y, classes=None):
+    "Labels as probabilities of the second class, and the names of both classes, where these are not known"
+    if y.dtype == object: y = _of_one_type(y)
+    if _are_probabilities(y) and (classes is None or list(classes) == [0, 1]): return y.astype(np.float64), np.array([0, 1])
+    if classes is None:
+        from sklearn.utils.multiclass import type_of_target
+        kind = type_of_target(y, input_name="y", raise_unknown=True)
+        if kind == "continuous": raise ValueError(f"Unknown label type: continuous; soft labels must lie in [0, 1], got {y.min()} to {y.max()}")
+        if kind != "binary": raise ValueError(f"Only binary classification is supported. The type of the target is {kind}: got {np.unique(y)[:5].tolist()}; one against the rest is a way out")
+        classes = np.unique(y)
+    if odd := [v for v in dict.fromkeys(y.tolist()) if v not in list(classes)]: raise ValueError(f"labels: got {odd[:5]}, wanted {classes.tolist()}{' or probabilities between' * (list(classes) == [0, 1])}")
+    return (y == classes[-1]).astype(np.float64), classes
+
+
+def _checked(probe, x, y, classes=None, first=True):
+    "Features as float64, labels as probabilities, classes; rows after the `first` ones may be of one class, or none"
+    plain = _plain(probe, x) and isinstance(y, np.ndarray) and y.shape == x.shape[:1] and _are_probabilities(y)
+    if plain: z = np.asarray(x, np.float64)
+    if not (plain and np.isfinite(z).all() and (x.size > 0 if first else x.shape[1] == probe.n_features_in_)): z, y = _validated(probe, x, y, first)
+    p, classes = _probabilities(y, classes)
+    if first and p.min() == p.max() and p[0] in (0, 1): raise ValueError(f"fit: {len(p)} labels of one class; a probe needs both classes, or soft labels")
+    return z, p, classes
 
 # %% ../nbs/00d_probes.ipynb #n9a92775
 class _Linear(_Classifier):
     "What is read off a fitted `coef_` and `intercept_`"
 
     def decision_function(self, x):
-        _check_fitted(self, "coef_")
-        if np.ndim(x) != 2 or np.shape(x)[1] != self.n_features_in_: raise ValueError(f"x: got shape {np.shape(x)}, the probe was fitted on {self.n_features_in_} features")
-        return _by_blocks(lambda b: np.asarray(b, np.float64) @ self.coef_, x) + self.intercept_
+        x = _readable(self, x)
+        u = _by_blocks(lambda b: np.asarray(b, np.float64) @ self.coef_, x) + self.intercept_
+        if not (finite := np.isfinite(u)).all(): _validated(self, np.asarray(x[~finite]))  # a row's NaN shows in its score
+        return u
 
     def predict_proba(self, x): return _two_columns(expit(self.decision_function(x)))
 
-    def predict(self, x): return (self.decision_function(x) > 0).astype(np.int64)
+    def predict(self, x): return self._named(self.decision_function(x) > 0)
 
 
 def _by_blocks(f, x, entries=2**22):
     "`f` of a block of rows at a time: of features mapped from disk never more than `entries` are in memory"
     step = max(1, entries // max(1, np.shape(x)[-1]))
     return np.concatenate([f(x[i:i + step]) for i in range(0, max(1, len(x)), step)])
+
+
+def _two_columns(p): return np.column_stack([1 - p, p])
 
 
 # %% ../nbs/00d_probes.ipynb #c012
@@ -274,21 +326,24 @@ class LinearProbe(_Linear):
     def fit(
         self,
         x,           # (n, d) features
-        y,           # (n,) labels in [0, 1], hard or soft
+        y,           # (n,) labels: numbers in [0, 1], hard or soft, or the names of two classes
         start=None,  # a fitted probe to start from; changes the time, not the result
-    ):  # the fitted probe, with coef_, intercept_, kkt_ (norm of the gradient) and n_iter_
-        "Fit the probe. Raises ValueError for one class only, labels outside [0, 1], or l2 <= 0."
-        rows, self._rows = _Rows(*_checked(x, y, self.l2), self.standardize), None
+    ):  # the fitted probe, with coef_, intercept_, classes_, kkt_ (norm of the gradient) and n_iter_
+        "Fit the probe. Raises ValueError for one class only or more than two, for soft labels outside [0, 1], and for l2 <= 0."
+        _check_l2(self.l2)
+        x, p, self.classes_ = _checked(self, x, y)
+        rows, self._rows, x = _Rows(x, p, self.standardize), None, None  # x in double precision is no longer needed
         if start is not None: rows.w, rows.b = start.coef_ * rows.unit, start.intercept_ + start.coef_ @ rows.origin
         return _fitted(self, rows)
 
     def partial_fit(
         self,
         x,  # (m, d) features of more rows
-        y,  # (m,) their labels, hard or soft
+        y,  # (m,) their labels, as for `fit`
+        classes=None,  # in the first call: the names of both classes; None = as the first rows' labels say
     ):  # the probe, fitted to all rows that it was given this way
         "Fit to these rows and to those of earlier calls: the result of `fit` on all of them, sooner. Raises ValueError as `fit` does, and after `fit`; the probe then stays as it is."
-        self._rows = _grown(self, x, y)
+        self._rows = _grown(self, x, y, classes)
         return _fitted(self, self._rows)
 
 
@@ -303,36 +358,29 @@ def _fitted(probe, rows):
     if not solved():
         from sklearn.exceptions import ConvergenceWarning
         warnings.warn(f"LinearProbe: gradient norm {probe.kkt_:.1e} after {probe.n_iter_} steps; standardize=True or a larger l2 may help", ConvergenceWarning)
-    probe.coef_, probe.classes_, probe.n_features_in_ = rows.w / rows.unit, np.array([0, 1]), len(rows.w)
+    probe.coef_, probe.n_features_in_ = rows.w / rows.unit, len(rows.w)
     probe.intercept_ = float(rows.b - probe.coef_ @ rows.origin)
     return probe
 
 
-def _grown(probe, x, y):
+def _check_l2(l2):
+    if not l2 > 0: raise ValueError(f"l2: got {l2}, wanted a number above 0 (separable labels have no finite optimum without it)")
+
+
+def _grown(probe, x, y, classes):
     "The probe's rows with a batch more"
     rows = getattr(probe, "_rows", None)
     if rows is None and hasattr(probe, "coef_"): raise ValueError("partial_fit: this probe was fitted by fit, which keeps no rows; start from clone(probe)")
-    x, y = _checked(x, y, probe.l2, first=rows is None)
-    if rows is None: return _Rows(x.copy(), y, probe.standardize)
-    got, had = (x.shape[1], probe.standardize), (probe.n_features_in_, rows.standardize)
-    if got != had: raise ValueError(f"partial_fit: got (features, standardize) = {got}, the rows so far have {had}")
-    rows.add(x, y)
+    _check_l2(probe.l2)
+    if classes is not None and len(classes := np.unique(classes)) != 2: raise ValueError(f"classes: got {classes.tolist()}, wanted two")
+    x, p, classes = _checked(probe, x, y, classes if rows is None else probe.classes_, first=rows is None)
+    if rows is None:
+        probe.classes_ = classes
+        return _Rows(x.copy(), p, probe.standardize)
+    if probe.standardize != rows.standardize: raise ValueError(f"partial_fit: got standardize={probe.standardize}, the rows so far have {rows.standardize}")
+    rows.add(x, p)
     return rows
 
-
-# %% ../nbs/00d_probes.ipynb #nd28898b
-def _checked(x, y, l2=1., first=True):
-    "Features and labels as float64, or a clear error; rows after the `first` ones may be of one class, or none"
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if x.ndim != 2 or y.shape != x.shape[:1]: raise ValueError(f"fit: got x {x.shape} and y {y.shape}, wanted (n, d) and (n,)")
-    if not np.isfinite(x).all(): raise ValueError("fit: x holds NaN or infinite values; drop these rows first")
-    if not ((y >= 0) & (y <= 1)).all(): raise ValueError("fit: labels must lie in [0, 1]")
-    if first and (len(y) == 0 or y.min() == y.max() and y.min() in (0, 1)): raise ValueError(f"fit: {len(y)} labels of one class; a probe needs both classes, or soft labels")
-    if not l2 > 0: raise ValueError(f"l2: got {l2}, wanted a number above 0 (separable labels have no finite optimum without it)")
-    return x, y
-
-
-def _two_columns(p): return np.column_stack([1 - p, p])
 
 # %% ../nbs/00d_probes.ipynb #c030
 class KNNProbe(_Classifier):
@@ -346,18 +394,20 @@ class KNNProbe(_Classifier):
     def fit(
         self,
         x,  # (n, d) features
-        y,  # (n,) labels in [0, 1], hard or soft
+        y,  # (n,) labels: numbers in [0, 1], hard or soft, or the names of two classes
     ):  # the fitted probe
         "Keep the rows. Raises ValueError where there are fewer than `k`."
+        return self._keep(*_checked(self, x, y))
+
+    def _keep(self, x, p, classes):
         from sklearn.neighbors import NearestNeighbors
-        x, self.y_ = _checked(x, y)
         if len(x) < self.k: raise ValueError(f"k: got {self.k} neighbours for {len(x)} rows; choose a smaller k")
-        self.neighbours_, self.classes_ = NearestNeighbors(n_neighbors=self.k).fit(x), np.array([0, 1])
+        self.neighbours_, self.y_, self.classes_, self.n_features_in_ = NearestNeighbors(n_neighbors=self.k).fit(x), p, classes, x.shape[1]
         return self
 
-    def predict_proba(self, x): return _two_columns(_by_blocks(lambda b: self.y_[self.neighbours_.kneighbors(b, return_distance=False)].mean(1), x))
+    def predict_proba(self, x): return _two_columns(_by_blocks(lambda b: self.y_[self.neighbours_.kneighbors(b, return_distance=False)].mean(1), _readable(self, x)))
 
-    def predict(self, x): return (self.predict_proba(x)[:, 1] > .5).astype(np.int64)
+    def predict(self, x): return self._named(self.predict_proba(x)[:, 1] > .5)
 
 # %% ../nbs/00d_probes.ipynb #c031
 def topological_filter(
@@ -390,12 +440,12 @@ class TopologicalProbe(KNNProbe):
     def fit(
         self,
         x,  # (n, d) features
-        y,  # (n,) labels in [0, 1], hard or soft
+        y,  # (n,) labels: numbers in [0, 1], hard or soft, or the names of two classes
     ):  # the fitted probe
         "Filter, then keep the rows. Raises ValueError where fewer than `k` are left."
-        x, y = _checked(x, y)
-        self.kept_ = topological_filter(x, y, k=self.k)
-        return super().fit(x[self.kept_], y[self.kept_])
+        x, p, classes = _checked(self, x, y)
+        self.kept_ = topological_filter(x, p, k=self.k)
+        return self._keep(x[self.kept_], p[self.kept_], classes)
 
 # %% ../nbs/00d_probes.ipynb #c036
 def pseudolabel(

@@ -242,6 +242,11 @@ def _by_split(cells):
     return list(groups.values())
 
 
+def _log_cell(cell, folder, log):
+    "Hand the rows of a cell's file to `log`"
+    for row in read_cell(cell.path(folder))[0].to_dict("records"): log(dict(dataset=cell.dataset, seed=cell.seed, experiment=cell.experiment) | row)
+
+
 def _summary(cells, results, kept):
     "One row a cell, and a warning that names the failures"
     rows = [(c.dataset, c.seed, c.experiment, "kept" if c in kept else "failed" if results[c][1] else "computed", *results.get(c, (0., None))) for c in cells]
@@ -259,6 +264,7 @@ def run_cells(
     *,
     jobs=1,         # processes at a time
     progress=True,  # whether to show a bar
+    log=None,       # a function that is called with each row that a cell measured, a dict with dataset, seed, experiment and the columns; here, as cells end
     version="",     # of whatever decides the values; files of another version are set aside
 ) -> pd.DataFrame:  # one row a cell: dataset, seed, experiment, status (kept, computed, failed), seconds, error
     "Run the cells whose files aren't there yet. An error loses its own cell, and an interrupt those at work. Raises ValueError for a function that can't be imported."
@@ -271,6 +277,7 @@ def run_cells(
     with tqdm(total=len(cells), initial=len(kept), desc="cells", disable=not progress) as bar:
         for cell, seconds, error in map(one, chain(*groups)) if jobs == 1 else _in_processes(groups, jobs, one, done, folder):
             results[cell] = seconds, error
+            if log is not None and error is None: _log_cell(cell, folder, log)
             bar.update()
             bar.set_postfix(last=f"{cell.dataset}-{cell.seed} {cell.experiment}", failed=sum(e is not None for _, e in results.values()))
     return _summary(cells, results, kept)

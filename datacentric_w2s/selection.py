@@ -133,6 +133,16 @@ def _row(session, told, kind, students, fit):
     accuracies = [s.accuracy(rows) for s, rows in zip(students, (bought, flagged))] if fit else [np.nan, np.nan]
     return told.round, told.source, len(bought), told.reward, density, *accuracies, told.found_by
 
+
+_COLUMNS = ["round", "source", "rows", "reward", "density", "accuracy", "accuracy_overlap_only", "thresholds"]
+
+
+def _logged(rows, log):
+    "The rows, each handed to `log` as it is made"
+    for row in rows:
+        if log is not None: log(dict(zip(_COLUMNS, row)))
+        yield row
+
 # %% ../nbs/03_selection.ipynb #n5232d29
 def run_selection(
     problem: Problem,            # a complete experiment
@@ -153,6 +163,7 @@ def run_selection(
     standardize=None,  # standardise the students' features; None = the preset's
     allow_one=False,   # a single source is no error
     shared=False,      # sources may share rows
+    log=None,          # a function that is called with each round's row as it is made, a dict of the columns, such as a tracker's
 ) -> pd.DataFrame:  # one row a round: round, source, rows, reward, density, accuracy, accuracy_overlap_only, thresholds
     "Buy batches by a policy, judge them, and refit the student. Paper, selection experiment. Raises ValueError for sources, policies and numbers that can't be played."
     n = len(problem.w2s)
@@ -162,8 +173,8 @@ def run_selection(
                 [len(s) for s in sources], costs=costs, densities=densities, stop=stop, seed=seed, allow_one=allow_one, repeats=shared)
     session, students = Session(plan), [_Student(problem, pseudolabels.p, l2, standardize) for _ in range(2)]
     told = _rounds(session, sources, pseudolabels, problem.w2s.x_strong, np.random.default_rng([seed, 0]))
-    out = [_row(session, t, kind, students, t.round % every == 0 or bool(session.stopped)) for t in told]
-    return pd.DataFrame(out, columns=["round", "source", "rows", "reward", "density", "accuracy", "accuracy_overlap_only", "thresholds"])
+    out = (_row(session, t, kind, students, t.round % every == 0 or bool(session.stopped)) for t in told)
+    return pd.DataFrame(list(_logged(out, log)), columns=_COLUMNS)
 
 # %% ../nbs/03_selection.ipynb #n6fbd086
 @dataclass(frozen=True)

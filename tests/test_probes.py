@@ -1,9 +1,12 @@
 "The linear probe against scipy's minimiser of the plain objective, and against its own optimality condition; batch by batch against all rows at once."
 import pickle
+import subprocess
+import sys
 import tracemalloc
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.optimize import minimize
@@ -210,7 +213,7 @@ def test_a_refused_batch_leaves_the_probe_as_it_is():
     probe = LinearProbe(.1)
     with pytest.raises(ValueError, match="one class"): probe.partial_fit(x[:9], np.ones(9))
     probe.partial_fit(x[:30], y[:30])
-    for bad_x, bad_y, message in [(x[:2, :3], y[:2], "features"), (np.full((2, 5), np.nan), y[:2], "NaN"), (x[:2], [0, 3], "labels must lie"), (x[:2], y[:3], "wanted")]:
+    for bad_x, bad_y, message in [(x[:2, :3], y[:2], "features"), (np.full((2, 5), np.nan), y[:2], "NaN"), (x[:2], [0, 3], "wanted .0, 1."), (x[:2], y[:3], "inconsistent")]:
         with pytest.raises(ValueError, match=message): probe.partial_fit(bad_x, bad_y)
     probe.partial_fit(x[30:], np.ones(30)).partial_fit(x[:0], y[:0])  # a later batch may be of one class, or empty
     check_equal(probe, LinearProbe(.1).fit(x, np.r_[y[:30], np.ones(30)]), x, np.r_[y[:30], np.ones(30)])
@@ -244,7 +247,9 @@ def test_probes_are_as_with_the_bases_of_scikit_learn(ours, real, options):
     a, b = ours(**options), real(**options)
     assert a.get_params() == b.get_params() and a.get_params(deep=False) == clone(a).get_params()
     assert repr(a) == repr(b).replace(real.__name__, ours.__name__)
-    assert get_tags(a) == get_tags(b) and is_classifier(a)
+    tags = get_tags(b)
+    tags.classifier_tags.multi_class = False  # all that differs
+    assert get_tags(a) == tags and is_classifier(a)
     for p in (a, b):
         with pytest.raises(ValueError, match="depth"): p.set_params(depth=3)
     name = list(a.get_params())[0]
@@ -266,16 +271,73 @@ def test_pipelines_and_searches_see_no_difference(ours, real, options):
     for a, b in zip(*found): np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("ours, real, options", [(LinearProbe, RealLinear, {}), (KNNProbe, RealKNN, dict(k=5))])
-def test_the_checks_of_scikit_learn_see_no_difference(ours, real, options):
+REFUSED = {"check_fit_score_takes_y": "partial_fit after fit is refused: fit keeps no rows, and a fit to the new ones alone would have forgotten them silently"}
+
+
+@pytest.mark.parametrize("probe", [LinearProbe(), LinearProbe(.1, True), KNNProbe(5), TopologicalProbe(5)], ids=repr)
+def test_the_checks_of_scikit_learn_pass(probe):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one says that the base is ours
-        a, b = ([(r["check_name"], r["status"]) for r in check_estimator(p(**options), on_fail=None, on_skip=None)] for p in (ours, real))
-    assert a == b and sum(status == "passed" for _, status in a) > 20
+        warnings.filterwarnings("ignore", ".*does not inherit from .sklearn.base.BaseEstimator.*")  # so that scikit-learn need not be imported
+        found = check_estimator(probe, expected_failed_checks=REFUSED if isinstance(probe, LinearProbe) else {}, on_fail=None, on_skip=None)
+    failed = {r["check_name"]: r["exception"] for r in found if r["status"] == "failed"}
+    assert not failed and sum(r["status"] == "passed" for r in found) > 50
+    assert {r["check_name"] for r in found if r["status"] == "xfail"} == (REFUSED.keys() if isinstance(probe, LinearProbe) else set()), "one that passes is no longer to be excused"
+    assert {r["check_name"] for r in found if r["status"] == "skipped"} <= {"check_array_api_input"}, "which scipy decides on when it is imported, by SCIPY_ARRAY_API; with it, it passes"
+
+
+@each_probe
+@given(seed=st.integers(0, 99), names=st.sampled_from([[0, 1], [False, True], [1, 2], [-1., 1.], [0, 3], ["b", "c"], ["-1", "1"]]), kind=st.sampled_from([np.array, list, pd.Series, lambda y: np.array(y, object)]))
+@settings(max_examples=30, deadline=None)
+def test_two_classes_of_any_name_are_fitted_as_0_and_1(ours, real, options, seed, names, kind):
+    x, y = make(60, 4, seed, labels="noisy")
+    plain, named = ours(**options).fit(x, y), ours(**options).fit(x, kind([names[int(v)] for v in y]))
+    np.testing.assert_array_equal(plain.predict_proba(x), named.predict_proba(x))
+    assert [names[v] for v in plain.predict(x)] == named.predict(x).tolist() and named.classes_.tolist() == names
+    if hasattr(plain, "coef_"): np.testing.assert_array_equal(plain.coef_, named.coef_)
+
+
+def test_numbers_in_0_1_are_probabilities_and_others_outside_are_no_labels():
+    x, y = make(40, 3, 0, labels="noisy")
+    for soft in (.2 + .6 * y, np.full(40, .5), (y + 1) / 2, np.arange(40) % 3 / 2):
+        probe = LinearProbe(.1).fit(x, soft)
+        assert at(probe, x, soft)[1] <= 1.1e-6 and probe.classes_.tolist() == [0, 1]
+    for y_bad, message in [(.3 + y, "continuous"), (y * 1.0000001, "continuous.*got 0.0 to 1.0000001"), (np.arange(40) % 3, "Only binary"), (np.where(y, np.nan, .5), "NaN"),
+                           (np.full(40, "a"), "one class"), (np.full(40, 7), "one class"), (None, "requires y"), (np.array(["a", None] * 20), "types NoneType, str")]:
+        with pytest.raises(ValueError, match=message): LinearProbe(.1).fit(x, y_bad)
+
+
+def test_batches_keep_the_names_of_the_first_one():
+    x, y = make(60, 4, 0, labels="noisy")
+    names = np.array(["no", "yes"])[y.astype(int)]
+    whole, probe = LinearProbe(.1).partial_fit(x, y), LinearProbe(.1).partial_fit(x[:30], names[:30], classes=["yes", "no"])
+    with pytest.raises(ValueError, match="got .'maybe'., wanted .'no', 'yes'."): probe.partial_fit(x[:1], ["maybe"])
+    with pytest.raises(ValueError, match="got .0, 1, 2., wanted two"): LinearProbe().partial_fit(x, y, classes=[0, 1, 2])
+    with pytest.raises(ValueError, match="wanted .0, 1. or probabilities"): LinearProbe().partial_fit(x, 2 * y, classes=[0, 1])
+    check_equal(probe.partial_fit(x[30:], names[30:]), whole, x, y)
+    assert probe.score(x, names) == whole.score(x, y)
+
+
+def test_plain_rows_ask_nothing_of_scikit_learn():
+    "As its import takes longer than most fits"
+    code = "import sys, numpy as np; from datacentric_w2s.probes import *; x = np.random.default_rng(0).normal(size=(9, 2)); p = LinearProbe().fit(x, np.arange(9) % 2); p.partial_fit; p.predict_proba(x); assert 'sklearn' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_named_columns_are_those_of_the_fit():
+    x, y = make(40, 3, 0, labels="noisy")
+    frame = pd.DataFrame(x, columns=list("abc"))
+    probe = LinearProbe(.1).fit(frame, y)
+    assert probe.feature_names_in_.tolist() == list("abc")
+    np.testing.assert_allclose(probe.coef_, LinearProbe(.1).fit(x, y).coef_, rtol=1e-9)  # a frame's columns lie together in memory, so sums round differently
+    with pytest.raises(ValueError, match="same order"): probe.predict(frame[["b", "a", "c"]])
+    with pytest.warns(UserWarning, match="valid feature names"): probe.predict(x)
+    assert not hasattr(probe.fit(x, y), "feature_names_in_")
 
 
 def test_an_unfitted_probe_says_so():
     with pytest.raises(NotFittedError, match="call fit first"): LinearProbe().predict(np.zeros((2, 3)))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_prediction_on_rows_mapped_from_disk_is_the_same_and_holds_a_block(dtype, tmp_path):
     x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", dtype, (200_000, 128))
