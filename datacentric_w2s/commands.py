@@ -31,7 +31,7 @@ from .ranking import rank_sources, text_teacher, text_view, try_sources
 from .regret import POLICIES
 from .rewards import REWARDS
 
-# %% ../nbs/08_commands.ipynb #ne35ef62
+# %% ../nbs/08_commands.ipynb #n00170c6
 def _plain(value):
     "The same in what JSON knows; NaN, infinity and pandas' NA are null"
     if isinstance(value, pd.DataFrame): return _plain(value.to_dict("records"))
@@ -41,9 +41,12 @@ def _plain(value):
     return None if value is pd.NA or isinstance(value, float) and not np.isfinite(value) else value
 
 
+def _grid(df): return df.astype(object).where(df.notna(), "-").to_string(index=False, float_format="{:.3f}".format)
+
+
 def _paragraph(name, value):
     "A value as text: tables get room, numbers four digits"
-    if isinstance(value, pd.DataFrame): return f"\n{name}\n" + value.astype(object).where(value.notna(), "-").to_string(index=False, float_format="{:.3f}".format)
+    if isinstance(value, pd.DataFrame): return f"\n{name}\n{_grid(value)}"
     if isinstance(value, (list, tuple)): return "\n" + "\n".join(f"* {v}" for v in value) if value else ""
     return f"{name}: " + ("-" if _plain(value) is None else f"{value:.4g}" if isinstance(value, float) else str(value))
 
@@ -51,7 +54,7 @@ def _paragraph(name, value):
 def _shown(answer, format):
     "An answer as text"
     if format == "json": return json.dumps(_plain(answer), indent=1, allow_nan=False)
-    if isinstance(answer, pd.DataFrame): return _paragraph("", answer).strip()
+    if isinstance(answer, pd.DataFrame): return _grid(answer)
     return "\n".join(filter(None, (_paragraph(k, v) for k, v in answer.items())))
 
 # %% ../nbs/08_commands.ipynb #n7bd34e2
@@ -177,9 +180,9 @@ def _datasets_parser():
     parser.add_argument("--source", choices=("embedded", "hub"), help="only those of one source (default: both)")
     return parser
 
-# %% ../nbs/08_commands.ipynb #n87cbb96
+# %% ../nbs/08_commands.ipynb #n8e7e19b
 _COLUMNS = dict(type=_pairs(str, "txt=review,label=good"), metavar="TXT=NAME,...", help="in a file of labelled texts: which columns are txt and label, or question, answer and label, and perhaps group, such as txt=review,label=good")
-_LABELS = dict(type=_labels, metavar="NAME=0,...", help="in a file of labelled texts: what its labels mean, such as good=1,bad=0")
+_LABELS = dict(type=_labels, metavar="NAME=0,...", help="in a file of labelled texts: what its labels mean, such as good=1,bad=0; a minus sign in front needs --labels=-1=0,1=1")
 _PRESET, _DETECTOR = dict(choices=tuple(PRESETS)), dict(choices=("preset", *PROTOCOLS), help="the detector's rules by name (default: preset)")
 _HOW = _TEXT | dict(default=None, help=f"the overlap score: {_says(overlap_score, 'how').split(', or')[0]}; left out = the detector's")
 
@@ -189,7 +192,7 @@ def _model(role, does): return _TEXT | dict(help=f"the {role} model, which {does
 
 def _detect_parser():
     parser = ArgumentParser("w2s-detect", description="Measure teacher, student and ceiling on the test split of a labelled data set, and divide the rows that the teacher labels (its w2s split) into easy, hard and overlap.")
-    parser.add_argument("name", metavar="DATA", help="a data set's name (w2s-datasets lists them), or a path to a CSV, JSONL or parquet file of labelled texts")
+    parser.add_argument("name", type=str, metavar="DATA", help="a data set's name (w2s-datasets lists them), or a path to a CSV, JSONL or parquet file of labelled texts")
     _options(parser, load_splits, preset=_PRESET, sizes=dict(type=_sizes, metavar="W,W,V,T"), seed=_INT, answers=dict(choices=("pair", "single")), max_rows=_INT, columns=_COLUMNS, labels=_LABELS)
     parser.add_argument("--no-balance", dest="balance", action="store_false", help="keep the rows of the larger class that are left out otherwise")
     _options(parser, make_problem, weak=_model("weak", "teaches"), strong=_model("strong", "learns"))
@@ -232,7 +235,7 @@ def w2s_detect(
     "Measure teacher, student and ceiling on a data set or a file, and divide its rows into kinds. The command `w2s-detect`."
     return _run(_detect_parser(), _detected, argv)
 
-# %% ../nbs/08_commands.ipynb #n3867d42
+# %% ../nbs/08_commands.ipynb #nc75bdca
 _POLICY = dict(choices=tuple(POLICIES), help="whom to ask; left out = kl_ucb, or with --stop a policy that wants to know rather than to earn")
 _REWARD = dict(choices=tuple(r for r in REWARDS if r != "calibrated"), help="what a batch pays (default: warmup)")
 
@@ -246,7 +249,7 @@ def _named(text):
 def _select_parser():
     parser = ArgumentParser("w2s-select", description="Which of several files of texts to buy rows from: the share of overlap that is found in each, with intervals, and the accuracy of students that learn from each.")
     parser.add_argument("files", nargs="+", type=_named, metavar="[NAME=]FILE", help="at least two CSV, JSONL or parquet files of texts; without a name, a file's own")
-    parser.add_argument("--labelled", dest="own", required=True, metavar="DATA", help="labelled texts of your task, of which a teacher is made: a data set's name, or a path to a file")
+    parser.add_argument("--labelled", dest="own", required=True, type=str, metavar="DATA", help="labelled texts of your task, of which a teacher is made: a data set's name, or a path to a file")
     _options(parser, load_texts, columns=_COLUMNS, labels=_LABELS)
     parser.add_argument("--by", choices=("both", "overlap", "trying"), default="both", help="what the files are compared by (default: both)")
     _options(parser, try_sources, rows=_INT)
@@ -255,14 +258,14 @@ def _select_parser():
     parser.add_argument("--out", type=_new_folder, metavar="FOLDER", help="write the tables as CSV to this folder too: table, rows (those bought, each with its place in its file and its pseudolabel p), tried")
     return parser
 
-# %% ../nbs/08_commands.ipynb #n9e61fa7
+# %% ../nbs/08_commands.ipynb #n009c3eb
 def _ranked(args, own, sources):
     "What the files hold, as the detector sees it"
     teacher = text_teacher(own, text_view(args.weak, "weak", args.preset), preset=args.preset)
     ranking = rank_sources(sources, teacher, **_picked(args, rank_sources))
     if args.out: ranking.save(args.out)
     known = pd.DataFrame([dict(accuracy=teacher.accuracy, se=teacher.se, labelled=teacher.n, at_chance=teacher.at_chance)])
-    return dict(best=ranking.best, teacher=known, sources=ranking.table), list(ranking.remarks)
+    return dict(known_best=ranking.best, teacher=known, sources=ranking.table), list(ranking.remarks)
 
 
 def _tried(args, own, sources):
