@@ -180,7 +180,7 @@ def test_files_that_cannot_be_read_are_told_in_one_line(run, tmp_path, content, 
 
 def test_other_mistakes_are_told_in_one_line(run, tmp_path):
     a, b = (write(tmp_path, f"{k}.csv", [0, 1] * 5) for k in "ab")
-    for words, says in (([a, "--labelled", a], "got a, wanted at least two"), ([a, a, "--labelled", a], "got a, a, wanted"), ([a, b, "--labelled", "scq"], "did you mean sciq"), ([a, b, "--column", "words", "--labelled", a], "column words is missing")):
+    for words, says in (([a, "--labelled", a], "got a, wanted at least two"), ([a, a, "--labelled", a], "got a, a, wanted"), ([a, b, b, "--labelled", a], "got a, b, b, wanted"), ([a, b, "--labelled", "scq"], "did you mean sciq"), ([a, b, "--column", "words", "--labelled", a], "column words is missing")):
         code, out, err = run("select", *words)
         assert (code, out) == (1, "") and one_line(err, "select") and says in err, err
     code, out, err = run("detect", "scq")
@@ -238,11 +238,12 @@ def test_a_real_ctrl_c():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals and pipes as POSIX has them")
-@pytest.mark.parametrize("words", [["--format", "json"], ["--format", "table"], ["--help"], ["--version"]])
-def test_a_reader_that_has_gone_away_is_no_error(words):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--format", "json"], ["--help"]])
+def test_a_reader_that_has_gone_away_is_no_error(words, unbuffered):
     reader, writer = os.pipe()
     os.close(reader)  # before a word is written, as `head` may do
-    process = shell("datasets", *words, stdout=writer)
+    process = shell("datasets", *words, stdout=writer, env=os.environ | dict(PYTHONUNBUFFERED=unbuffered))
     os.close(writer)
     assert (process.communicate()[1], process.returncode) == ("", 0)
 
@@ -264,6 +265,16 @@ def test_datasets(run):
 def test_json_is_json(value, plain):
     got = strict(commands._shown(dict(v=value), "json"))["v"]
     assert got == plain and type(got) is type(plain)
+
+
+def test_no_number_without_json_gets_through(monkeypatch):
+    monkeypatch.setattr(commands, "_plain", lambda value: value)
+    with pytest.raises(ValueError, match="JSON compliant"): commands._shown(dict(v=np.nan), "json")
+
+
+def test_sizes_are_rows_or_shares():
+    got = [commands._sizes(t) for t in ("300,450,100,150", ".3,.45,.1,.15")]
+    assert got == [(300, 450, 100, 150), (.3, .45, .1, .15)] and type(got[0][0]) is int
 
 
 @pytest.mark.parametrize("text, read", [("good=1,bad=0", dict(good=1, bad=0)), ("1=0,2=1", {"1": 0, "2": 1, 1: 0, 2: 1}), ("-1=0,1=1", {"-1": 0, "1": 1, -1: 0, 1: 1}), ("a=b=1", None)])
