@@ -6,7 +6,7 @@
 __all__ = ['Provenance', 'provenance', 'Shared', 'share', 'write_shared', 'read_shared', 'to_dataset', 'from_dataset', 'card',
            'push_to_hub', 'mlflow_log', 'trackio_log']
 
-# %% ../nbs/08a_sharing.ipynb #sb8b884a
+# %% ../nbs/08a_sharing.ipynb #s72ff3ce
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
@@ -15,10 +15,9 @@ from itertools import count
 from numbers import Real
 
 import numpy as np
-import pandas as pd
 
 from .activations import language_model
-from .core import Partition, Preset, Problem, Pseudolabels, Rows
+from .core import Partition, Preset, Problem, Pseudolabels
 from .data import datasets as known_datasets
 
 # %% ../nbs/08a_sharing.ipynb #s6f37fe6
@@ -139,7 +138,7 @@ def _noted(text, where):
     if about["format"] != _FORMAT: raise ValueError(f"{where}: format {about['format']}, this version reads {_FORMAT}; update datacentric_w2s")
     return about
 
-# %% ../nbs/08a_sharing.ipynb #s65565a8
+# %% ../nbs/08a_sharing.ipynb #sa554605
 def _batch(s, rows):
     "Some rows as an arrow table"
     import pyarrow as pa
@@ -167,7 +166,7 @@ def write_shared(
     "Write rows as a parquet file, a block at a time. Raises ValueError for no rows, and for columns that mix types."
     import pyarrow.parquet as pq
     if len(s) == 0: raise ValueError("write_shared: got no rows")
-    with pq.ParquetWriter(path, _batch(s, slice(0, 1)).schema.with_metadata({_KEY: _notes(s), _SUM: _digest(s)})) as out:
+    with pq.ParquetWriter(path, _batch(s, slice(0, 1)).schema.with_metadata({_KEY: _notes(s), _SUM: _digest(s)}), use_dictionary=False) as out:
         for i in range(0, len(s), block): out.write_table(_batch(s, slice(i, i + block)).cast(out.schema))
     return path
 

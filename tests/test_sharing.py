@@ -1,6 +1,5 @@
 "What is shared comes back bit by bit, damage is noticed, and nothing leaves that wasn't asked for."
 import base64
-import inspect
 import io
 import json
 import sys
@@ -14,6 +13,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from datacentric_w2s.core import Partition, Pseudolabels, preset
+from datacentric_w2s.detection import detect
+from datacentric_w2s.probes import evaluate
 from datacentric_w2s.results import grid, run_cells
 from datacentric_w2s.selection import make_sources, run_selection
 from datacentric_w2s.sharing import Provenance, _columns, card, from_dataset, mlflow_log, provenance, push_to_hub, read_shared, share, Shared, to_dataset, trackio_log, write_shared
@@ -102,17 +103,18 @@ def test_activations_mapped_from_disk_are_written_a_block_at_a_time(tmp_path):
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub():
     "The hub's own client talks to a small server on this machine"
     calls, private = [], [True]
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *a): pass
         def answer(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            home = f"http://127.0.0.1:{server.server_port}/datasets/me/kinds"
             calls.append((self.path, self.headers.get("Authorization"), body))
-            if self.path.endswith("/create"): out = dict(url="http://x/datasets/me/kinds", id="me/kinds")
+            if self.path.endswith("/create"): out = dict(url=home, id="me/kinds")
             elif "/preupload/" in self.path: out = dict(files=[dict(path=f["path"], uploadMode="regular", shouldIgnore=False) for f in json.loads(body)["files"]])
-            elif "/commit/" in self.path: out = dict(commitUrl="http://x/datasets/me/kinds/commit/1", commitOid="1", pullRequestUrl=None)
+            elif "/commit/" in self.path: out = dict(commitUrl=f"{home}/commit/1", commitOid="1", pullRequestUrl=None)
             else: out = dict(_id="1", id="me/kinds", private=private[0], sha="1", siblings=[], tags=[])
             data = json.dumps(out).encode()
             self.send_response(200); self.send_header("Content-Type", "application/json"); self.send_header("Content-Length", str(len(data))); self.end_headers()
@@ -140,7 +142,7 @@ def test_the_hubs_own_client_uploads_rows_and_card(hub, texts, capsys, tmp_path)
     assert create["type"] == "dataset" and (create.get("private") is True or create.get("visibility") == "private")
     files = uploaded(calls)
     check_same(s if texts else replace(s, txt=None), read_shared(io.BytesIO(files["rows.parquet"])))
-    assert (b"text 7" in b"".join(files.values())) == texts or texts
+    assert "txt" in pd.read_parquet(io.BytesIO(files["rows.parquet"])) if texts else b"text 7" not in b"".join(files.values())
     assert "license: mit" in files["README.md"].decode() and ("are not in it" in files["README.md"].decode()) != texts
     assert {a for _, a, _ in calls} == {"Bearer hf_secret"} and not any(b"hf_secret" in body for _, _, body in calls)
     assert "hf_secret" not in "".join(capsys.readouterr())
@@ -167,13 +169,8 @@ def test_the_card_names_what_it_does_not_know():
     assert "license: unknown" in card(replace(make(0, 3), about=replace(ABOUT, licence="unknown"))) and "license: other" in card(replace(make(0, 3), about=replace(ABOUT, licence="disputed")))
 
 
-@pytest.fixture(scope="module")
-def mixture():
-    problem = mixture_problem(Mixture(), (200, 300, 50, 50), seed=0) if "seed" in inspect.signature(mixture_problem).parameters else mixture_problem(Mixture())
-    return problem
-
-
-def test_shared_rows_of_a_problem(mixture):
+def test_shared_rows_of_a_problem():
+    mixture = mixture_problem(Mixture(np.ones(20), np.ones(20), 1.), (40, 40, 40))
     about = provenance("mixture", mixture, models=("none", "none"))
     s = share(mixture, about, split="val", gold=False, features=["weak", "strong"])
     assert about.licence == "unknown" and s.y is None and s.txt is None and np.array_equal(s.x_weak, mixture.val.x_weak) and set(s.split) == {"val"}
@@ -181,6 +178,23 @@ def test_shared_rows_of_a_problem(mixture):
     check_same(s, read_shared(file))
     for bad in (dict(split="train"), dict(features=["middle"])):
         with pytest.raises(ValueError, match="wanted a split of"): share(mixture, about, **bad)
+
+
+def test_a_selection_hands_on_each_row_as_it_is_made_and_is_the_same_without_a_listener():
+    p = mixture_problem(Mixture(np.ones(20), np.ones(20), 1.), (80, 80, 80))
+    labels = evaluate(p).pseudolabels
+    kinds, seen, options = detect(p, labels), [], dict(rounds=4, seed=1)
+    sources = make_sources(kinds, seed=0)
+    df = run_selection(p, labels, sources, "ucb", truth=kinds, log=seen.append, **options)
+    pd.testing.assert_frame_equal(pd.DataFrame(seen), df)
+    pd.testing.assert_frame_equal(run_selection(p, labels, sources, "ucb", truth=kinds, **options), df)
+    class Enough(ValueError): pass
+    def stop(row):
+        seen.append(row)
+        if row["round"] == 2: raise Enough
+    seen.clear()
+    with pytest.raises(Enough): run_selection(p, labels, sources, "ucb", log=stop, **options)
+    assert [r["round"] for r in seen] == [1, 2], "each row when it is made, not all at the end"
 
 
 def measure(cell):
