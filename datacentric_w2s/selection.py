@@ -173,8 +173,7 @@ def run_selection(
                 [len(s) for s in sources], costs=costs, densities=densities, stop=stop, seed=seed, allow_one=allow_one, repeats=shared)
     session, students = Session(plan), [_Student(problem, pseudolabels.p, l2, standardize) for _ in range(2)]
     told = _rounds(session, sources, pseudolabels, problem.w2s.x_strong, np.random.default_rng([seed, 0]))
-    out = (_row(session, t, kind, students, t.round % every == 0 or bool(session.stopped)) for t in told)
-    return pd.DataFrame(list(_logged(out, log)), columns=_COLUMNS)
+    return pd.DataFrame(list(_logged((_row(session, t, kind, students, t.round % every == 0 or bool(session.stopped)) for t in told), log)), columns=_COLUMNS)
 
 # %% ../nbs/03_selection.ipynb #n6fbd086
 @dataclass(frozen=True)

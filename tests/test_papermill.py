@@ -29,6 +29,7 @@ RUNS = [  # notebook, parameters: small budgets, since the saved outputs come fr
     ("06a_cluster", dict(scores=50_000, rows=2_000, texts=16, draws=2, seed=1)),
     ("07_results", dict(datasets="sst2", seeds=2)),
     ("08_commands", dict(dataset="openbookqa", sizes="200,300,60,100", seed=1)),
+    ("08a_sharing", dict(dataset="openbookqa", seed=1)),
 ]
 
 
