@@ -24,7 +24,7 @@ def chapters():
 def imports(module):
     "Modules of this package that a module imports, at its top or in a function, in reading order"
     tree = ast.parse((ROOT / "datacentric_w2s" / f"{module}.py").read_text(encoding="utf-8"))
-    found = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1}
+    found = {(n.module or "").removeprefix("datacentric_w2s.") for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     return [m for _, m, _ in chapters() if m in found]
 
 
