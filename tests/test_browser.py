@@ -166,7 +166,7 @@ def test_the_chosen_theme_is_kept(reader):
     reader.js("localStorage.clear()")
 
 
-def table(reader): return reader.js("return [...document.querySelectorAll('.kinds-page tbody tr')].filter(r => !r.hidden).map(r => [...r.cells].map(c => c.textContent))")
+def table(reader): return reader.js("return [...document.querySelectorAll('.kinds-page tbody tr')].filter(r => !r.hidden).map(r => [...r.cells].map(c => c.textContent.trim()))")
 
 
 def type_in(reader, words): reader.js("const i = document.querySelector('.kinds-page').parentElement.querySelector('input'); i.value = ''; i.dispatchEvent(new Event('input')); i.focus()") or reader.press(words)
