@@ -387,7 +387,7 @@ def module_page(chapter):
     "One module's page."
     mod = module(chapter.module)
     head = f'---\ntitle: "Reference: {mod.name}"\ndescription: "{ast.get_docstring(mod.tree)}"\ntoc-depth: 2\n---'
-    intro = f"{about(mod)} The chapter is [{chapter.title}](../{chapter.path.name}).\n\n```python\nfrom {LIB.name} import {mod.name}\n```"
+    intro = f"What the chapter [{chapter.title}](../{chapter.path.name}) exports.\n\n```python\nfrom {LIB.name} import {mod.name}\n```"
     return "\n\n".join([head, intro, *(entry(mod, n, chapter) for n in mod.object.__all__)]) + "\n"
 
 
