@@ -395,7 +395,7 @@ def overview():
     "The page of all modules with a line for each name."
     head = '---\ntitle: "API reference"\ndescription: "Every public name, by module"\ntoc-depth: 2\n---'
     intro = ("Every public name, by module, in the order of the chapters. An entry has the signature, the parameters with their shapes and units, what comes back, the errors,\n"
-             "the theorem or the section of the paper behind it, an example that runs as a test, and links to the section that derives it and to its source.")
+             "the theorem or the section of the paper behind it, an example that runs with its chapter, and links to the section that derives it and to its source.")
     parts = []
     for c in chapters():
         if not c.module: continue

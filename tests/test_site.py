@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 NBS = ROOT / "nbs"
 SITE = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"]
 PAGES = sorted(p.relative_to(NBS).as_posix() for p in NBS.rglob("*") if p.suffix in (".ipynb", ".qmd", ".md") and not any(part[0] in "._" for part in p.relative_to(NBS).parts))
-TOP = ["start.ipynb", "own_data.ipynb", "reference/index.qmd", "06_performance.ipynb", "cost.qmd", "glossary.qmd", "references.qmd", "contributing.qmd"]
+TOP = ["start.ipynb", "own_data.ipynb", "reference/index.qmd", "06_performance.ipynb", "cost.ipynb", "glossary.qmd", "references.qmd", "contributing.qmd"]
 # Public names that no shown cell of a chapter uses by name, each with the reason. The list can only shrink: a name with an example must leave it.
 NO_EXAMPLE = {
     "core.Rows": "the base of the row-aligned records, whose examples are its own",
