@@ -1,10 +1,11 @@
-"Build the site into _docs/ without Quarto, then check it: links, anchors, pictures, titles. Lists every problem and exits with 1."
+"Build the site into _docs/ without Quarto, then check it: links, anchors, pictures, titles, and that the navigation leads to each page. Lists every problem and exits with 1."
 import json
 import re
 import sys
 from html.parser import HTMLParser
 from urllib.parse import unquote, urljoin, urlsplit
 
+import reference
 from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 from smalldocs import config
@@ -23,41 +24,51 @@ class NbdevSite(Site):
 
 
 class Built(HTMLParser):
-    "What the checks need of one built page: its ids, links, pictures (address and alt text) and title."
+    "What the checks need of one built page: its ids, links, those of its navigation, pictures (address and alt text) and title."
 
     def __init__(self, text):
         super().__init__()
-        self.ids, self.links, self.pictures, self.title, self.in_title = set(), [], [], "", False
+        self.ids, self.links, self.nav, self.pictures, self.title, self.in_title, self.depth = set(), [], [], [], "", False, 0
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
         if a.get("id"): self.ids.add(a["id"])
+        if tag == "nav": self.depth += 1
+        if tag == "a" and self.depth and a.get("href"): self.nav.append(a["href"])
         if tag == "img": self.pictures.append((a.get("src", ""), a.get("alt")))
         self.links += [a[k] for k in ("href", "src") if a.get(k) and not a[k].startswith("data:")]
         if tag == "title": self.in_title = not self.title
 
     def handle_endtag(self, tag):
         if tag == "title": self.in_title = False
+        if tag == "nav": self.depth -= 1
 
     def handle_data(self, data):
         if self.in_title: self.title += data
 
 
 def build(cfg):  # nbdev's configuration -> the site, built
-    "Process the notebooks and build the pages."
+    "Write the reference, process the notebooks and build the pages."
+    reference.main()
     site = NbdevSite(config.load(proc_nbs(force=True)), quiet=True)
     site.out = cfg.doc_path.resolve()
     print(f"{site.build()} pages in {cfg.doc_path.name}/")
     return site
 
 
-def link_problem(href, where, pages, out, home):
-    "Why an internal link leads nowhere, or None. Links to the published site are held against the pages as built here."
+def target(href, where, home):
+    "Path and anchor of an internal link, or None for one that leaves the site. Links to the published site are held against the pages as built here."
     url = urlsplit(urljoin(ROOT + where, href.replace(home, ROOT.rstrip("/"), 1) if href.startswith(home) else href))
     if url.netloc != urlsplit(ROOT).netloc: return None
-    path, anchor = unquote(url.path).lstrip("/"), unquote(url.fragment)
-    if not path or path.endswith("/"): path += "index.html"
+    path = unquote(url.path).lstrip("/")
+    return path + "index.html" * (not path or path.endswith("/")), unquote(url.fragment)
+
+
+def link_problem(href, where, pages, out, home):
+    "Why an internal link leads nowhere, or None."
+    if not (found := target(href, where, home)): return None
+    path, anchor = found
     if not (out / path).is_file(): return f"{where}: {href} leads nowhere"
     if anchor and path in pages and anchor not in pages[path].ids: return f"{where}: {href} names an anchor that {path} lacks"
 
@@ -77,6 +88,16 @@ def page_problems(where, page, pages, out, home, alts):
     return [f for f in found if f] + ([] if page.title.strip() else [f"{where}: no title"])
 
 
+def out_of_reach(pages, home, start="index.html"):
+    "Pages to which no chain of navbars, sidebars and arrows leads from the home page; none where the home page is missing, which links tell."
+    seen, todo = set(), [start] if start in pages else []
+    while todo:
+        seen.add(where := todo.pop())
+        found = {t[0] for href in pages[where].nav if (t := target(href, where, home))}
+        todo += [p for p in found if p in pages and p not in seen and p not in todo]
+    return [f"{p}: the navigation does not lead here" for p in pages if p not in seen]
+
+
 def main():
     cfg = get_config()
     site = build(cfg)
@@ -85,6 +106,7 @@ def main():
     problems = [w for w in site.warnings if "broken link" not in w and not w.endswith("output-file is not read by smalldocs")]  # both seen to here
     for where, page in pages.items():
         problems += page_problems(where, page, pages, site.out, cfg.doc_host + cfg.doc_baseurl, alts.get(where, []))
+    problems += out_of_reach(pages, cfg.doc_host + cfg.doc_baseurl)
     print(f"{sum(len(p.links) for p in pages.values())} links and {sum(len(p.pictures) for p in pages.values())} pictures looked at")
     print("\n".join([f"{len(problems)} problems:", *problems]) if problems else "no problems")
     return 1 if problems else 0
