@@ -54,7 +54,17 @@ def build(cfg):  # nbdev's configuration -> the site, built
     site = NbdevSite(config.load(proc_nbs(force=True)), quiet=True)
     site.out = cfg.doc_path.resolve()
     print(f"{site.build()} pages in {cfg.doc_path.name}/")
+    finish(site.out)
     return site
+
+
+def finish(out):
+    "Mend what the builder leaves: names in the comments of signatures become links, and letters are the reader's own, asked of no other host."
+    for path in out.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(re.sub(r"\[`([\w.]+)`\]\((https://[^)\s]+)\)", r'<a href="\2">\1</a>', text), encoding="utf-8")
+    for path in (out / "site_libs").rglob("*.css"):
+        path.write_text(re.sub(r"@import url\(['\"]?https://fonts\.[^)]*\);?", "", path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def target(href, where, home):

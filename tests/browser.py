@@ -1,7 +1,6 @@
 "A headless Chromium, a server on loopback that it reads from, and what it sees wrong on a page. Used by test_browser.py."
 import base64
 import hashlib
-import re
 import shutil
 import subprocess
 import tarfile
@@ -18,7 +17,6 @@ from selenium.webdriver.support.wait import WebDriverWait
 CDN = "https://cdn.jsdelivr.net/npm/"  # where the pages look for KaTeX; the server below hands out the same files
 BASE = "/datacentric_w2s/"             # as published: the site is not at the top of its host
 LOOK = (Path(__file__).parent / "look.js").read_text(encoding="utf-8")
-FONTS = re.compile(rb"@import url\(.https://fonts\.[^)]*\);?|@import url\(https://fonts\.[^)]*\);?")  # the themes ask Google for letters; without, the reader's own are used
 WCAG = [f"wcag{v}{level}" for v in ("2", "21", "22") for level in ("a", "aa")]
 RULES = dict(runOnly=dict(type="tag", values=WCAG), rules={"color-contrast": dict(enabled=False)}, resultTypes=["violations"], preload=False)
 
@@ -31,7 +29,7 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         body, kind = self.server.made.get(path), "text/html; charset=utf-8"
         if body is None and (file := self.file(path)) is not None: body, kind = file.read_bytes(), guess_type(file.name)[0] or "application/octet-stream"
-        if body and kind.startswith("text/"): body = FONTS.sub(b"", body.replace(CDN.encode(), b"/npm/"))
+        if body and kind.startswith("text/"): body = body.replace(CDN.encode(), b"/npm/")
         self.send_response(404 if body is None else 200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body or b"")))
@@ -48,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def serve(site, npm):  # folders -> a server in its own thread; `made` maps a path to the bytes of a made-up page
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.site, server.npm, server.made, server.daemon_threads = Path(site), Path(npm), {"/favicon.ico": b""}, True  # the icon is the host's, not the site's
+    server.site, server.npm, server.made, server.daemon_threads = Path(site), Path(npm), {"/favicon.ico": b""}, True  # the made-up pages name no icon
     server.address = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
