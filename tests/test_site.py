@@ -17,20 +17,8 @@ PAGES = sorted(p.name for p in NBS.glob("*") if p.suffix in (".ipynb", ".qmd", "
 TOP = ["start.ipynb", "own_data.ipynb", "reference/index.qmd", "06_performance.ipynb", "cost.ipynb", "glossary.qmd", "references.qmd", "contributing.qmd"]
 # Public names that no shown cell of a chapter uses by name, each with the reason. The list can only shrink: a name with an example must leave it.
 NO_EXAMPLE = {
-    "core.Rows": "the base of the row-aligned records, whose examples are its own",
-    "artifacts.ArtifactError": "raised by artifact; the examples look at its message",
-    "data.DataSource": "what register_dataset makes; datasets() lists them",
-    "theory.MIXTURE": "the preset of mixture_problem", "theory.majority_error": "inside cluster_bound",
-    "matching.plant": "inside planted_problem, once a split",
-    "scores.group_folds": "inside the scores that fit", "scores.label_right": "in REFERENCES, called by name", "scores.gold_projection": "in REFERENCES", "scores.val_effect": "in REFERENCES",
-    "sweeps.L2S": "a default of the sweep", "sweeps.LAYERS": "likewise", "sweeps.POOLINGS": "likewise", "sweeps.CHOICES": "likewise", "sweeps.OPTIONS": "likewise",
-    "sweeps.with_strong_view": "inside the sweep", "sweeps.choose": "inside the sweep",
-    "session.Told": "what Session.tell gives beside the session",
-    "natural.SOURCES": "a default of natural_sources", "natural.both_views": "inside natural_sources", "natural.natural_sources": "inside the market of a target",
-    "natural.natural_cell": "a run of hours, called by name from results", "natural.again_cell": "likewise", "natural.bandit_cell": "likewise",
     "selection.PublishedRun": "the type of PUBLISHED_RUNS", "performance.plain_activations": "timed through functools.partial",
-    "cluster.label_ranges": "run in tests/test_cluster.py only", "results.EXPERIMENTS": "called by name from run_cells", "results.write_full_table": "writes into the package",
-    "results.length_rule": "inside accuracies_cell", "results.accuracies_cell": "called by name from measure_cell",
+    "cluster.label_ranges": "run in tests/test_cluster.py only",
 }
 
 
