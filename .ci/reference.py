@@ -355,7 +355,8 @@ def example(name, home):
     found = documented(name, home)
     if not found: return []
     chapter, cell, statement, by = found
-    code = ast.get_source_segment(plain_code(cell.source), statement)
+    first = min(n.lineno for n in (statement, *getattr(statement, "decorator_list", ())))
+    code = "\n".join(plain_code(cell.source).splitlines()[first - 1:statement.end_lineno])
     shown, made = len(code.splitlines()) <= LONGEST, f"Made by {linked(f'`{by}`')}. " if by != name else ""
     return [f"{made}Example, from {chapter.link(cell)}{':' if shown else ' (a longer one).'}"] + [f"```python\n{code}\n```"] * shown
 

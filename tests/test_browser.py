@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 KATEX = ("katex@0.16.11", "8c5494c5f7d8e8bf73ff3fe64d4bd09a340e4878b7eec9bbd9ef8d8f3e24193f")  # the version that smalldocs names in its pages
 AXE = ("axe-core@4.14.1", "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745")
+PRESSED = ("index.html", "start.html", "core.html", "glossary.html", "reference/core.html")  # one of each sort, on which Tab is pressed from end to end; the others are looked at
 CHECKS = ("console", "math", "pictures", "wide", "contrast", "tabs", "rules")
 GOOD = """<!doctype html><html lang="en"><head><title>made up</title><style>:focus { outline: 2px solid }</style></head>
 <body><main><h1>A page</h1><p>Some words, <a href="/favicon.ico">a link</a>, $5 and $6.</p>HERE</main></body></html>"""
@@ -34,6 +35,7 @@ BAD = dict(  # one fault each: the check that must see it
     faded=("contrast", "<div style='opacity: .4'><p>words</p></div>"),
     mouse_only=("tabs", "<span onclick='1'>press me</span>"),
     no_ring=("tabs", "<button style='outline: none'>press me</button>"),
+    out_of_order=("tabs", "<button tabindex='-1'>press me</button>"),
     off_screen=("tabs", "<a href='/x' style='position: fixed; left: -900px'>there</a>"),
     nameless=("rules", "<button style='width: 2em; height: 2em'></button>"))
 HOSTILE = ["<script>document.title = 'stolen'</script>", "<img src=x onerror=\"document.title = 'stolen'\">", '"quotes" and \'single\'', "a & b </td></table>", "plain words"]
@@ -93,11 +95,11 @@ def wrong(reader, pages):
     "What is wrong, check by check, over all pages."
     folder = os.environ.get("DATACENTRIC_W2S_SCREENSHOTS")
     if folder: Path(folder).mkdir(parents=True, exist_ok=True)
-    found = {p: reader.walk(reader.base + p, folder and Path(folder)) for p in pages}
+    found = {p: reader.walk(reader.base + p, folder and Path(folder), press=p in PRESSED) for p in pages}
     return {check: [f"{p}: {what}" for p in pages for what in found[p][check]] for check in CHECKS}
 
 
-def test_every_notebook_has_its_page(pages): assert len(pages) >= len(list((ROOT / "nbs").glob("*.ipynb"))) and "index.html" in pages
+def test_every_notebook_has_its_page(pages): assert len(pages) >= len(list((ROOT / "nbs").glob("*.ipynb"))) and set(PRESSED) <= set(pages)
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -111,6 +113,12 @@ def test_a_good_page_passes(reader): assert not {k: v for k, v in reader.walk("/
 def test_each_check_catches(fault, reader):
     found = reader.walk(f"/made/{fault}.html")
     assert found[BAD[fault][0]], f"{found} lacks it"
+
+
+@pytest.mark.parametrize("fault", ["no_ring", "out_of_order"])
+def test_the_quick_look_catches(fault, reader):
+    assert reader.walk(f"/made/{fault}.html", press=False)["tabs"]
+    assert not reader.walk("/made/good.html", press=False)["tabs"]
 
 
 def test_contrast_agrees_with_axe(reader):

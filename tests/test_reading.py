@@ -22,7 +22,8 @@ def source(cell): return "".join(cell["source"])
 
 def opening(path):
     "The first paragraph after title and subtitle, in two: what stands in bold, and the rest"
-    first = source(cells(path, "markdown")[1]).split("\n\n")[0]
+    second = json.loads(path.read_text(encoding="utf-8"))["cells"][1]  # before parameters and imports
+    first = source(second).split("\n\n")[0] if second["cell_type"] == "markdown" else ""
     bold = re.match(r"\*\*(.+?)\*\*\s*(.*)", first, re.S)
     return bold.groups() if bold else ("", first)
 
