@@ -116,6 +116,11 @@ class Reader:
             before, met = met, self.js("return tabsMet()")
         return self.js("return tabsWrong()")
 
+    def glance(self):
+        "What `tabs` finds, by looks: after one press, since a focus shows to somebody at a keyboard alone."
+        self.press(Keys.TAB)
+        return self.js("return reachable()")
+
     def audit(self):
         "What axe finds of WCAG 2.2, levels A and AA, but for contrast (see look.js)."
         self.js(self.axe)
@@ -139,7 +144,7 @@ class Reader:
         self.js("thin()")
         for width in (375, 1280):
             self.resize(width)
-            found["tabs"] += [f"at {width}: {t}" for t in (self.tabs() if press else self.js("return reachable()"))]
+            found["tabs"] += [f"at {width}: {t}" for t in (self.tabs() if press else self.glance())]
         return found | dict(rules=self.audit())
 
     def picture(self, file):
