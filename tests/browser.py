@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import subprocess
 import tarfile
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from mimetypes import guess_type
@@ -61,8 +62,9 @@ def npm_package(spec, sha256, folder):  # "katex@0.16.11" -> its folder, fetched
     if got.returncode: raise RuntimeError(f"npm pack {spec} failed: {got.stderr.strip()[-300:]}")
     packed = folder / got.stdout.split()[-1]
     if (found := hashlib.sha256(packed.read_bytes()).hexdigest()) != sha256: raise RuntimeError(f"{spec} has the sha256 {found}, wanted {sha256}")
-    with tarfile.open(packed) as tar: tar.extractall(folder / "unpacked", filter="data")
-    (folder / "unpacked" / "package").rename(home)
+    with tempfile.TemporaryDirectory(dir=folder) as unpacked, tarfile.open(packed) as tar:
+        tar.extractall(unpacked, filter="data")
+        if not home.is_dir(): (Path(unpacked) / "package").rename(home)
     return home
 
 

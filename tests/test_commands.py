@@ -58,8 +58,8 @@ def raising(error):
 
 
 def shell(name, *words, before="", **options):
-    "Start a command as a process of its own, after some lines of Python"
-    code = f"import sys\nfrom datacentric_w2s import commands\n{before}\nsys.exit(commands.w2s_{name}())"
+    "Start a command as a process of its own, after some lines of Python; Ctrl-C reaches it also where a shell in the background has these tests ignore it"
+    code = f"import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom datacentric_w2s import commands\n{before}\nsys.exit(commands.w2s_{name}())"
     return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stderr=subprocess.PIPE, text=True, cwd=ROOT, **options)
 
 
