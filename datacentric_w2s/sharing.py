@@ -9,10 +9,12 @@ __all__ = ['Provenance', 'provenance', 'Shared', 'share', 'write_shared', 'read_
 # %% ../nbs/08a_sharing.ipynb #s72ff3ce
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import count
 from numbers import Real
+from pathlib import Path
 
 import numpy as np
 
@@ -139,13 +141,14 @@ def _noted(text, where):
     return about
 
 # %% ../nbs/08a_sharing.ipynb #sa554605
-def _batch(s, rows):
-    "Some rows as an arrow table"
+def _batch(s, rows, schema=None):
+    "Some rows as an arrow table, of the types of a schema if there is one"
     import pyarrow as pa
     arrow = lambda v: pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(v).ravel()), v.shape[1]) if v.ndim == 2 else pa.array(v.tolist() if v.dtype.kind in "OU" else v)
-    try: columns = {k: arrow(v[rows]) for k, v in _columns(s).items()}
+    try:
+        table = pa.table({k: arrow(v[rows]) for k, v in _columns(s).items()})
+        return table if schema is None else table.cast(schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as e: raise ValueError(f"share: a column mixes types ({e}); use strings or numbers alone") from e
-    return pa.table(columns)
 
 
 def _digest(s):
@@ -159,15 +162,23 @@ def _digest(s):
 
 def write_shared(
     s: Shared,  # the rows
-    path,       # of the parquet file
+    path,       # of the parquet file, or an open file
     *,
     block=4096,  # rows that are written together
 ):  # the path
-    "Write rows as a parquet file, a block at a time. Raises ValueError for no rows, and for columns that mix types."
+    "Write rows as a parquet file, a block at a time, whole or not at all. Raises ValueError for no rows, and for columns that mix types."
     import pyarrow.parquet as pq
     if len(s) == 0: raise ValueError("write_shared: got no rows")
+    if not hasattr(path, "write"): return _renamed(s, Path(path), block)
     with pq.ParquetWriter(path, _batch(s, slice(0, 1)).schema.with_metadata({_KEY: _notes(s), _SUM: _digest(s)}), use_dictionary=False) as out:
-        for i in range(0, len(s), block): out.write_table(_batch(s, slice(i, i + block)).cast(out.schema))
+        for i in range(0, len(s), block): out.write_table(_batch(s, slice(i, i + block), out.schema))
+    return path
+
+# %% ../nbs/08a_sharing.ipynb #n03544c8
+def _renamed(s, path, block):
+    "Write under a temporary name first, so that an interrupted file is never taken for a whole one"
+    with open(temp := path.with_name(f".{path.name}"), "wb") as out: write_shared(s, out, block=block)
+    os.replace(temp, path)
     return path
 
 # %% ../nbs/08a_sharing.ipynb #sd143286

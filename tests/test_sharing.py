@@ -90,6 +90,12 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="mixes types"): write_shared(replace(make(0, 2, have=()), group=np.array([1, "a"], object)), path)
 
 
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    write_shared(old := make(0, 30), path := tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match="mixes types"): write_shared(replace(make(0, 2, have=()), group=np.array([1, "a"], object)), path, block=1)
+    check_same(old, read_shared(path))
+
+
 def test_activations_mapped_from_disk_are_written_a_block_at_a_time(tmp_path):
     x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", "float32", (40_000, 256))
     x[:] = np.random.default_rng(0).standard_normal((1, 256), "float32") + np.arange(40_000, dtype="float32")[:, None]
