@@ -103,7 +103,8 @@ class Reader:
         self.cdp("Emulation.setEmulatedMedia", dict(features=[dict(name="prefers-color-scheme", value=name)]))
         self.wait("return !document.querySelector('link.quarto-color-scheme') || document.documentElement.classList.contains('quarto-dark') === arguments[0]", name == "dark")
 
-    def wait(self, script, *args): return WebDriverWait(self.browser, 10, 0.02).until(lambda b: b.execute_script(script, *args))
+    def wait(self, script, *args, each=lambda: None):  # what to ask the page; what to do before each time
+        return WebDriverWait(self.browser, 10, 0.02).until(lambda b: (each(), b.execute_script(script, *args))[1])
 
     def press(self, *keys): ActionChains(self.browser, duration=0).send_keys(*keys).perform()
 
@@ -119,8 +120,8 @@ class Reader:
         return self.js("return tabsWrong()")
 
     def glance(self):
-        "What `tabs` finds, by looks: after one press, since a focus shows to somebody at a keyboard alone."
-        self.press(Keys.TAB)
+        "What `tabs` finds, by looks: once a Tab has arrived, since a focus shows to somebody at a keyboard alone."
+        self.wait("return document.hasFocus() && document.activeElement.matches(':focus-visible')", each=lambda: self.press(Keys.TAB))  # a press between two widths may get lost
         return self.js("return reachable()")
 
     def audit(self):
