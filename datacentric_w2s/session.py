@@ -9,7 +9,6 @@ __all__ = ['Plan', 'Query', 'Told', 'Session', 'plot_session']
 import hashlib
 import io
 import json
-import os
 import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -21,6 +20,7 @@ from fastcore.basics import patch
 
 from .core import PALETTE, label_lines
 from .detection import Rules
+from .files import written
 from .regret import POLICIES
 from .rewards import Ledger, Reward, reward_of
 
@@ -239,18 +239,6 @@ def _unpack(content, path):
     recipe, _, payload = rest.partition(b"\n")
     with np.load(io.BytesIO(payload), allow_pickle=False) as arrays: return json.loads(recipe), {k: arrays[k] for k in arrays.files}
 
-
-def _write(path, content):
-    "Write a file under a temporary name, then rename it"
-    tmp = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(tmp, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
-
 # %% ../nbs/02f_session.ipynb #c024
 def _named(f):
     "A function by its name, and a partial one by its arguments, too"
@@ -327,7 +315,7 @@ def _commit(self: Session, state):
     if self.path:
         if self.path.exists() and self._last != (on_disk := self.path.open("rb").readline().rstrip(b"\n")):
             raise RuntimeError(f"{self.path}: was written by another session since (it says {on_disk[-12:]!r}); restore it, and tell the batch there")
-        _write(self.path, content := _pack(_recipe(self.plan, state), _arrays(state)))
+        with written(self.path) as temp: temp.write_bytes(content := _pack(_recipe(self.plan, state), _arrays(state)))
         self._last = content.partition(b"\n")[0]
     self._state = state
 

@@ -9,7 +9,6 @@ __all__ = ['Provenance', 'provenance', 'Shared', 'share', 'write_shared', 'read_
 # %% ../nbs/08a_sharing.ipynb #s72ff3ce
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import count
@@ -21,6 +20,7 @@ import numpy as np
 from .activations import language_model
 from .core import Partition, Preset, Problem, Pseudolabels
 from .data import datasets as known_datasets
+from .files import written
 
 # %% ../nbs/08a_sharing.ipynb #s6f37fe6
 @dataclass(frozen=True)
@@ -177,8 +177,7 @@ def write_shared(
 # %% ../nbs/08a_sharing.ipynb #n03544c8
 def _renamed(s, path, block):
     "Write under a temporary name first, so that an interrupted file is never taken for a whole one"
-    with open(temp := path.with_name(f".{path.name}"), "wb") as out: write_shared(s, out, block=block)
-    os.replace(temp, path)
+    with written(path) as temp, open(temp, "wb") as out: write_shared(s, out, block=block)
     return path
 
 # %% ../nbs/08a_sharing.ipynb #sd143286

@@ -2,10 +2,43 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is imported: the tests run in several processes (.pytest.ini), each with one thread, as do the kernels they start
 
+import csv  # noqa: E402
+import time  # noqa: E402
+
 import matplotlib  # noqa: E402
+import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 settings.register_profile("gate", derandomize=True, deadline=None)  # the same examples each time, so that the same code gives the same answer
 settings.register_profile("search", max_examples=2000, deadline=None)  # others each time: pytest --hypothesis-profile search
 settings.load_profile("gate")
 matplotlib.use("agg")  # no window, also where a display is; the kernels of the papermill tests keep their own inline figures
+
+
+def pytest_addoption(parser):
+    parser.addoption("--effort", type=float, default=1., help="the harnesses of faults, damage and fuzzing do so many times as much as in the gate")
+    parser.addoption("--tally", metavar="FILE", help="write what they counted to this CSV file")
+
+
+@pytest.fixture
+def effort(request): return request.config.getoption("--effort")
+
+
+@pytest.fixture
+def tally(record_property):
+    "What a harness says at its end: of how many tries of what, how many broke the promise. It is shown at the end of the run, and written to --tally's file."
+    start = time.perf_counter()
+
+    def say(promise, what, tried, failed):  # "crash safety", "activation writer: SIGKILL before a file operation", 120, [(where, what was wrong)]
+        record_property("tally", [promise, what, int(tried), len(failed), round(time.perf_counter() - start, 1)])
+        assert tried > 0 and not failed, f"{what}: {len(failed)} of {tried} failed:\n" + "\n".join(map(str, failed[:20]))
+    return say
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = [v for status in ("passed", "failed") for r in terminalreporter.stats.get(status, ()) for k, v in getattr(r, "user_properties", ()) if k == "tally"]
+    if not rows: return
+    terminalreporter.section("promises: tried and broken")
+    for promise, what, tried, failed, seconds in sorted(rows): terminalreporter.line(f"{promise:24} {what:84} {tried:8,} tried {failed:4,} broken {seconds:7.1f} s")
+    if path := config.getoption("--tally"):
+        with open(path, "w", newline="") as f: csv.writer(f, lineterminator="\n").writerows([("promise", "what", "tried", "broken", "seconds"), *sorted(rows)])

@@ -37,7 +37,7 @@ GOODS = goods()
 
 
 @pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch): monkeypatch.setattr(module.os, "fsync", lambda fd: None)
+def no_waiting_for_the_disk(monkeypatch): monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
 def buy(session, query, goods=GOODS):
@@ -142,7 +142,7 @@ def test_a_write_that_fails_changes_nothing(fails, tmp_path, monkeypatch):
     query, before, log = session.ask(), path.read_bytes(), session.log
     def full(*_): raise OSError("no space left on the device")
     with monkeypatch.context() as m:
-        m.setattr(module.os, fails.split(".")[1], full)
+        m.setattr(os, fails.split(".")[1], full)
         with pytest.raises(OSError, match="no space"): buy(session, query)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["s"]
     pd.testing.assert_frame_equal(session.log, log)

@@ -1,0 +1,119 @@
+"Files that are whole or not there: what the chapter's examples leave out."
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from datacentric_w2s.files import contents, held, sha256, written
+
+
+def names(folder): return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "there/rows.csv")
+    with written(tmp_path / "link.csv") as temp: temp.write_text("a")
+    assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "there/rows.csv").read_text() == "a"
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".csv", "ü" * 125 + ".csv", "[a]*?.csv", ".hidden", "with space.csv"])
+def test_any_name_that_the_disk_takes(tmp_path, name):
+    for text in "ab":
+        with written(tmp_path / name) as temp: temp.write_text(text)
+    assert names(tmp_path) == [name] and (tmp_path / name).read_text() == "b"
+
+
+def test_the_mode_is_that_of_any_new_file(tmp_path):
+    (tmp_path / "plain").write_text("")
+    with written(tmp_path / "whole") as temp: temp.write_text("")
+    assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_another_file_of_a_living_or_unknown_writer_stays(tmp_path):
+    "A left-over is removed only where its owner is known to be dead."
+    with written(tmp_path / "rows.csv") as temp: temp.write_text("a")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    made = {k: temp.with_name(temp.name.replace(f"-{os.getpid()}.", f"-{v}.")) for k, v in dict(dead=dead.pid, living=os.getppid(), odd="x", huge=10**30).items()}
+    made["elsewhere"] = temp.with_name(temp.name.replace(temp.name.split(".")[-2].split("-")[0] + "-", "0" * 6 + "-"))
+    made["of another file"] = temp.with_name(temp.name.replace(temp.name.split(".")[-3], "0" * 8))
+    for p in made.values(): p.write_text("")
+    with written(tmp_path / "rows.csv") as temp: temp.write_text("b")
+    assert [k for k, p in made.items() if not p.exists()] == ["dead"]
+
+
+@pytest.mark.parametrize("where, said", [("no/rows.csv", "No such file"), ("file/rows.csv", "a part of its path is a file; choose another folder"), ("y" * 300, "choose a shorter name")])
+def test_errors_name_the_file_and_the_way_out(tmp_path, where, said):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=said), written(tmp_path / where) as temp: temp.write_text("a")
+    assert names(tmp_path) == ["file"]
+
+
+def test_an_error_of_something_else_passes_as_it_is(tmp_path):
+    with pytest.raises(PermissionError) as e, written(tmp_path / "rows.csv") as temp:
+        temp.write_text("a")
+        raise PermissionError(13, "Permission denied", "/some/model")
+    assert e.value.filename == "/some/model" and "rows.csv" not in str(e.value) and names(tmp_path) == []
+
+
+def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    "Else a power cut leaves a renamed and empty file."
+    order, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: order.append("fsync") or fsync(fd))
+    monkeypatch.setattr(os, "replace", lambda a, b: order.append("replace") or replace(a, b))
+    with written(tmp_path / "rows.csv") as temp: temp.write_text("a")
+    assert order == ["fsync", "replace", "fsync"]
+
+
+def test_one_holds_and_the_other_waits(tmp_path, capfd):
+    order = []
+
+    def second():
+        with held(tmp_path / "x", "the rows"): order.append("second")
+
+    with held(tmp_path / "x", "the rows"):
+        t = threading.Thread(target=second)
+        t.start()
+        time.sleep(.5)
+        order.append("first")
+    t.join()
+    assert order == ["first", "second"] and capfd.readouterr().err == "another process is at work on the rows; waiting for it\n"
+
+
+def test_a_lock_falls_with_its_owner_even_when_a_child_lives_on(tmp_path):
+    code = ("import subprocess, sys, time\nfrom datacentric_w2s.files import held\nwith held(sys.argv[1], 'x'):\n"
+            "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n    print(child.pid, flush=True)\n    time.sleep(60)")
+    owner = subprocess.Popen([sys.executable, "-c", code, tmp_path / "x"], stdout=subprocess.PIPE, text=True)
+    child = int(owner.stdout.readline())
+    owner.kill(), owner.wait(), owner.stdout.close()
+    start = time.monotonic()
+    with held(tmp_path / "x", "x"): took = time.monotonic() - start
+    os.kill(child, signal.SIGKILL)
+    assert took < 20
+
+
+def test_a_hash_is_remembered_only_where_a_change_would_show(tmp_path):
+    p = tmp_path / "a"
+    p.write_text("1")
+    for text in ("2", "3", "4"):  # within one tick of the clock, of the same size
+        before = sha256(p)
+        p.write_text(text)
+        assert sha256(p) != before
+    os.utime(p, (time.time() + 9e6,) * 2)  # as after a clock that jumped back
+    before = sha256(p)
+    stamp = p.stat()
+    p.write_text("5")
+    os.utime(p, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert sha256(p) != before
+
+
+def test_a_file_that_grows_or_lies_about_its_size_is_refused(tmp_path):
+    (tmp_path / "sparse").touch()
+    os.truncate(tmp_path / "sparse", 2**40)  # a terabyte that is not there: refused before it is read
+    with pytest.raises(ValueError, match="sparse: has 1,099,511,627,776 bytes or more, wanted at most 10; is it the right file"): contents(tmp_path / "sparse", 10)
+    with pytest.raises(ValueError, match="zero: has 11 bytes or more"): contents("/dev/zero", 10)
