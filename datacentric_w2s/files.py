@@ -119,7 +119,7 @@ def sha256(
 def contents(
     path,   # of a file
     limit,  # bytes that it may have
-) -> bytes:
+) -> bytes:  # all of it
     "A file's content. Raises ValueError, before anything is read, for a file that is larger than `limit`, and OSError where it can't be read."
     with open(path, "rb") as f:
         size = os.fstat(f.fileno()).st_size
