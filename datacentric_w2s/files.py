@@ -15,6 +15,7 @@ import time
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from threading import get_native_id
 
 from filelock import FileLock, Timeout
 
@@ -25,12 +26,12 @@ def _host(): return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 def _mark(path): return hashlib.sha256(path.name.encode()).hexdigest()[:8]
 
 
-def _temporary(path): return path.with_name(f".{path.name[:24]}.{_mark(path)}.{_host()}-{os.getpid()}.tmp")  # no longer than 150 bytes, whatever the name
+def _temporary(path): return path.with_name(f".{path.name[:24]}.{_mark(path)}.{_host()}-{os.getpid()}-{get_native_id()}.tmp")  # at most 150 bytes, whatever the name
 
 
 def _at_work(temp):
     "Whether the process that a temporary name tells of may still be writing; on another machine, or where that can't be asked, it may"
-    host, _, pid = temp.name.removesuffix(".tmp").rpartition(".")[2].rpartition("-")
+    host, pid, *_ = *temp.name.split(".")[-2].split("-"), ""
     if host != _host() or not pid.isdigit() or os.name == "nt": return True
     try: os.kill(int(pid), 0)
     except ProcessLookupError: return False
@@ -48,25 +49,11 @@ def _explained(e, path):
     "An error of the operating system that says what was not written, and what to do"
     return OSError(e.errno, f"{os.strerror(e.errno)}: {path.name[:60]} was not written; {_HELP[e.errno]} (DATACENTRIC_W2S_CACHE moves the cache)", str(path))
 
-# %% ../nbs/00_files.ipynb #fb97f027
-@contextmanager
-def written(
-    path,  # of the file; its folder is there
-):  # a temporary path beside it to write to, in a `with` block; renamed to `path` where the block ends well, else removed
-    "Write a file whole or not at all. Raises OSError where it can't be written, with what to do; what killed processes left of the same file is removed."
-    path = Path(os.path.realpath(path))  # of a link, what it points to
-    temp = _temporary(path)
-    try:
-        for left in path.parent.glob(f".*.{_mark(path)}.*.tmp"):
-            if not _at_work(left): left.unlink(missing_ok=True)
-        yield temp
-        with open(temp, "rb+") as f: os.fsync(f.fileno())
-        os.replace(temp, path)
-        _settle(path.parent)
-    except OSError as e:
-        if e.errno in _HELP and e.filename in (None, str(temp), temp): raise _explained(e, path) from e
-        raise
-    finally: _gone(temp)
+# %% ../nbs/00_files.ipynb #neeef667
+def _left(path):
+    "Temporary files of `path` whose writers are dead"
+    with os.scandir(path.parent) as found: names = [e.name for e in found if e.name.endswith(".tmp") and f".{_mark(path)}." in e.name]
+    return [p for p in map(path.with_name, names) if not _at_work(p)]
 
 
 def _settle(folder):
@@ -81,6 +68,25 @@ def _gone(temp):
     "Remove a temporary file, if there is one; where that can't be done there is none"
     try: temp.unlink(missing_ok=True)
     except OSError: pass
+
+# %% ../nbs/00_files.ipynb #fb97f027
+@contextmanager
+def written(
+    path,  # of the file; its folder is there
+):  # a temporary path beside it to write to, in a `with` block; renamed to `path` where the block ends well, else removed
+    "Write a file whole or not at all. Raises OSError where it can't be written, with what to do; what killed processes left of the same file is removed."
+    path = Path(os.path.realpath(path))  # of a link, what it points to
+    temp = _temporary(path)
+    try:
+        for left in _left(path): left.unlink(missing_ok=True)
+        yield temp
+        with open(temp, "rb+") as f: os.fsync(f.fileno())
+        os.replace(temp, path)
+        _settle(path.parent)
+    except OSError as e:
+        if e.errno in _HELP and e.filename in (None, str(temp), str(path.parent)): raise _explained(e, path) from e
+        raise
+    finally: _gone(temp)
 
 # %% ../nbs/00_files.ipynb #f8a1c37c
 @contextmanager
@@ -119,7 +125,7 @@ def sha256(
 def contents(
     path,   # of a file
     limit,  # bytes that it may have
-) -> bytes:
+) -> bytes:  # all of it
     "A file's content. Raises ValueError, before anything is read, for a file that is larger than `limit`, and OSError where it can't be read."
     with open(path, "rb") as f:
         size = os.fstat(f.fileno()).st_size
