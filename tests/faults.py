@@ -233,7 +233,9 @@ class Trial:
         self.before(folder)
         return folder, folder.with_suffix(".log")
 
-    def tree(self, folder): return {str(p.relative_to(folder)): None if p.is_dir() else self.content(p) for p in sorted(folder.rglob("*"))}
+    def tree(self, folder):
+        "What is compared of a folder; a killed process may leave the empty file of a lock that it held"
+        return {str(p.relative_to(folder)): None if p.is_dir() else self.content(p) for p in sorted(folder.rglob("*")) if p.suffix != ".lock" or p.is_dir() or p.stat().st_size}
 
     def torn(self, folder):
         "Files under their final names whose content is neither the old nor the new one"
