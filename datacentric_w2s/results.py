@@ -36,7 +36,7 @@ from tqdm import tqdm
 from .core import KINDS, PALETTE, Splits, clustered_se, preset as get_preset
 from .data import load_splits
 from .detection import Rules, detect
-from .files import held, made, sha256, written
+from .files import end_with_parent, held, made, removed, sha256, written
 from .probes import LinearProbe, corrected_se, evaluate, split_ratio, with_sizes
 
 # %% ../nbs/07_results.ipynb #c006
@@ -161,7 +161,7 @@ class _Caught:
 def _note(cell, folder, text):
     "Write an error beside the place of a cell's file, or with \"\" remove it"
     path = cell.path(folder).with_suffix(".error")
-    if not text: return path.unlink(missing_ok=True)
+    if not text: return removed(path)
     made(path.parent)
     with written(path) as temp: temp.write_text(text, encoding="utf-8")
 
@@ -176,8 +176,11 @@ def _run_one(cell, folder, measure, version, wait=True):
         if not mine: return cell, 0., _ELSEWHERE
         if _finished(cell, folder, version, aside=True): return cell, 0., _THERE
         start = perf_counter()
-        with _Caught() as caught, threadpool_limits(1, "blas"): write_cell(cell, measure(cell), folder, version=version)
-        _note(cell, folder, caught.trace)
+        with _Caught() as caught, threadpool_limits(1, "blas"):
+            df = measure(cell)
+            _note(cell, folder, "")  # first, so that no cell that is finished has an error beside it
+            write_cell(cell, df, folder, version=version)
+        if caught.error: _note(cell, folder, caught.trace)
         return cell, perf_counter() - start, caught.error and f"{type(caught.error).__name__}: {caught.error}"
 
 
@@ -193,6 +196,7 @@ def _run_each(cells, one):
 def _worker():
     "Start a worker: an interrupt reaches it only while it measures, and one thread is enough"
     signal(SIGINT, SIG_IGN)
+    end_with_parent()
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")  # for what is imported from now on
     threadpool_limits(1)
 
