@@ -1,7 +1,7 @@
 """A child process that is killed at a chosen place (before a file operation, in the middle of a write, at a time), and what the next one makes of what it left. Used by test_crash.py.
 
 A `Zygote` has imported what is needed and forks for each trial. An audit hook in the child counts what it does to files below its folder. A `Trial` runs a function undisturbed, then kills it at each of these places."""
-import errno
+import gc
 import os
 import pickle
 import random
@@ -159,6 +159,7 @@ def serve(*modules):
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     for m in modules: import_module(m)
+    gc.freeze(), gc.disable()  # else a collection in a child copies every page
     while True:
         try: do, *task = pickle.load(sys.stdin.buffer)
         except EOFError: return
