@@ -277,11 +277,13 @@ class Trial:
         "Before every file operation, and after the last"
         return [Fault(before=k + 1) for k in range(len(self.first.operations))]
 
-    def middles(self, effort, each=2):
-        "In the middle of every write: after no byte, all but one, and some between"
+    def middles(self, effort, each=1):
+        "In the middle of every write: at random bytes of it, and where there are several also before the first byte and the last"
         rng = random.Random(0)
         for k, (event, _, size) in enumerate(self.first.operations):
-            if event == "open" and size: yield from (Fault(before=k + 1, limit=n) for n in sorted({0, size - 1, *(rng.randrange(size) for _ in range(round(each * effort)))}))
+            if event != "open" or not size: continue
+            at = {rng.randrange(size) for _ in range(max(1, round(each * effort)))}
+            yield from (Fault(before=k + 1, limit=n) for n in sorted(at if len(at) == 1 else at | {0, size - 1}))
 
     def sizes(self, effort, each=20):
         "No file grows beyond so many bytes, which also reaches what is written without Python's knowing"

@@ -9,7 +9,7 @@ import time
 import warnings
 import zipfile
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +19,11 @@ import pandas as pd
 import pytest
 from faults import Fault, Trial, Zygote, note
 from test_artifacts import make_wheel, toy
-from test_session import GOODS, buy, plan_of
+from test_session import buy, plan_of
+from test_sharing import make
 
 from datacentric_w2s import artifacts as art
-from datacentric_w2s import commands, results
+from datacentric_w2s import commands, files, results
 from datacentric_w2s.core import Splits, Texts
 from datacentric_w2s.ranking import Ranking
 from datacentric_w2s.results import grid, run_cells
@@ -85,7 +86,7 @@ def failed_before(folder):
     shutil.rmtree(folder.with_suffix(".log"))
 
 
-def test_a_sweep(zygote, tmp_path, kill): kill("sweep", Trial(zygote, tmp_path, sweep, finished=measured))
+def test_a_sweep(zygote, tmp_path, kill): kill("sweep", Trial(zygote, tmp_path, sweep, finished=measured), middles=2)
 
 
 def test_a_sweep_with_errors_that_does_better_the_next_time(zygote, tmp_path, kill):
@@ -95,8 +96,8 @@ def test_a_sweep_with_errors_that_does_better_the_next_time(zygote, tmp_path, ki
 
 def test_a_sweep_in_two_processes(zygote, tmp_path, effort, tally):
     two = Trial(zygote, tmp_path, partial(sweep, jobs=2, measure=slow), finished=measured)
-    tally("crash safety", "sweep in 2 processes: all killed at random times", *two.tried(two.times(effort, 12)))
-    tally("crash safety", "sweep in 2 processes: the parent killed at random times", *two.tried(two.times(effort, 12, group=False)))
+    tally("crash safety", "sweep in 2 processes: all killed at random times", *two.tried(two.times(effort, 8)))
+    tally("crash safety", "sweep in 2 processes: the parent killed at random times", *two.tried(two.times(effort, 8, group=False)))
     workers = Trial(zygote, tmp_path / "workers", partial(sweep, jobs=2), finished=measured)
     tally("crash safety", "sweep in 2 processes: a worker killed before each of its file operations", *workers.tried([Fault(before=k, worker=True) for k in range(1, 14)]))
     tally("crash safety", "sweep in 2 processes: a worker killed in the middle of a write", *workers.tried([Fault(before=2, limit=n, worker=True) for n in (0, 1, 400, 600)]))
@@ -105,7 +106,7 @@ def test_a_sweep_in_two_processes(zygote, tmp_path, effort, tally):
 # --- the step-wise selection
 def buy_on(folder, log):
     path = folder / "s"
-    session = Session.restore(path) if path.exists() else Session(plan_of(), path)
+    session = Session.restore(path) if path.exists() else Session(plan_of(horizon=5), path)
     while query := session.ask():
         told = buy(session, query)
         note(log, f"{told.source}{told.ids[0]}")
@@ -126,7 +127,7 @@ def no_session(folder, old, new):
     return []
 
 
-def test_a_step_wise_selection(zygote, tmp_path, kill): kill("step-wise selection", Trial(zygote, tmp_path, buy_on, finished=bought, whole=no_session), middles=.5)
+def test_a_step_wise_selection(zygote, tmp_path, kill): kill("step-wise selection", Trial(zygote, tmp_path, buy_on, finished=bought, whole=no_session), times=10)
 
 
 # --- the artifacts
@@ -178,7 +179,7 @@ def fetching(zygote, tmp_path, monkeypatch):
 
 def test_an_artifact(fetching, kill):
     trial, wheel = fetching
-    kill("artifact from a wheel in the cache", trial("hand", partial(wheel_in, wheel=wheel)))
+    kill("artifact from a wheel in the cache", trial("hand", partial(wheel_in, wheel=wheel)), times=10)
     kill("artifact that is rebuilt", trial("rebuilt", partial(damaged, wheel=wheel)), times=0)
 
 
@@ -196,7 +197,7 @@ def heavy():
     z.close()
 
 
-def counting(shards, look, tick, log, delay=0):
+def counting(shards, look, tick, log):
     from datacentric_w2s import activations as A
     model = look.load()
     for s in shards:
@@ -210,7 +211,7 @@ def see(folder, log, model, out=False):
     from test_activations import alike
     torch.set_num_threads(1)
     A.TEXTS_A_SHARD = 6
-    x = A.activations(alike(20, 2), model, layer=2, pooling="last", cache=folder / "cache", out=folder / "rows.npy" if out else None, executor=partial(counting, log=log), progress=False)
+    x = A.activations(alike(18, 2), model, layer=2, pooling="last", cache=folder / "cache", out=folder / "rows.npy" if out else None, executor=partial(counting, log=log), progress=False)
     return x.dtype, x.shape, x.tobytes()
 
 
@@ -220,10 +221,10 @@ def seen(folder): return [p.stem for p in folder.glob("cache/*/*.safetensors")]
 def shard(path):
     "What is in a file: the order of the entries in a shard's header is by chance, and is left out"
     if path.suffix != ".safetensors": return path.read_bytes()
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     try:
         with safe_open(path, "np") as f: return sorted(f.metadata().items()), [(k, f.get_tensor(k).tobytes()) for k in sorted(f.keys())]
-    except Exception as e: return repr(e)
+    except SafetensorError as e: return repr(e)
 
 
 def make_model(folder):
@@ -239,8 +240,167 @@ def model(heavy, tmp_path_factory):
     return folder
 
 
-def test_activations(heavy, model, tmp_path, kill): kill("activations", Trial(heavy, tmp_path, partial(see, model=model), finished=seen, content=shard))
+def test_activations(heavy, model, tmp_path, kill): kill("activations", Trial(heavy, tmp_path, partial(see, model=model), finished=seen, content=shard), times=10)
 
 
 def test_activations_in_a_file_of_rows(heavy, model, tmp_path, kill):
-    kill("activations with out=", Trial(heavy, tmp_path, partial(see, model=model, out=True), finished=seen, content=shard), operations=False, middles=0, sizes=12, times=10)
+    kill("activations with out=", Trial(heavy, tmp_path, partial(see, model=model, out=True), finished=seen, content=shard), operations=False, middles=0, sizes=8, times=6)
+
+
+# --- the rewritten model folder
+def make_gguf(path, d=32, layers=2, heads=4, wide=64):
+    "A toy model as llama.cpp keeps it"
+    from gguf import GGUFWriter
+    rng, words, w = np.random.default_rng(0), ["<unk>", "<s>", "</s>", *"abcdefghij", "ab", "cd"], GGUFWriter(path, "llama")
+    w.add_context_length(64), w.add_embedding_length(d), w.add_block_count(layers), w.add_feed_forward_length(wide), w.add_vocab_size(len(words))
+    w.add_head_count(heads), w.add_head_count_kv(heads), w.add_layer_norm_rms_eps(1e-5), w.add_rope_dimension_count(d // heads)
+    w.add_tokenizer_model("gpt2"), w.add_token_list(words), w.add_token_merges(["a b", "c d"]), w.add_bos_token_id(1), w.add_eos_token_id(2), w.add_unk_token_id(0)
+    put = lambda name, *shape: w.add_tensor(f"{name}.weight", rng.normal(size=shape).astype(np.float32))
+    put("token_embd", len(words), d), put("output_norm", d), put("output", len(words), d)
+    for b in range(layers):
+        for k in ("attn_q", "attn_k", "attn_v", "attn_output"): put(f"blk.{b}.{k}", d, d)
+        for k in ("attn_norm", "ffn_norm"): put(f"blk.{b}.{k}", d)
+        put(f"blk.{b}.ffn_gate", wide, d), put(f"blk.{b}.ffn_up", wide, d), put(f"blk.{b}.ffn_down", d, wide)
+    w.write_header_to_file(), w.write_kv_data_to_file(), w.write_tensors_to_file(), w.close()
+
+
+def write_folder(file, folder):
+    from datacentric_w2s import activations as A
+    from transformers import AutoTokenizer
+    folder.mkdir()
+    A._write_folder(file, folder), A._config("toy", folder, None), AutoTokenizer.from_pretrained(folder)
+
+
+def rewrite(folder, log, file):
+    "As `activations` does: the folder is found, its configuration and tokenizer are read, and before its weights are read it is checked"
+    from datacentric_w2s import activations as A
+    from transformers import AutoTokenizer
+    warnings.simplefilter("ignore")
+    os.environ["DATACENTRIC_W2S_CACHE"] = str(folder)
+    write = A._write_folder
+    A.artifact, A._rewritten_name, A._write_folder = lambda name: file, lambda name: name, lambda *a: (note(log, "toy"), write(*a))
+    found = A._rewritten("toy")
+    with A._quiet(): width, tokens = A._config("toy", found, None).hidden_size, AutoTokenizer.from_pretrained(found)("abcd")["input_ids"]
+    return A._rewritten("toy", check=True).name, width, tokens
+
+
+def rewritten(folder):
+    from datacentric_w2s import activations as A
+    return ["toy"] if A._intact(folder / "models/toy") else []
+
+
+def part_of_a_model(folder, old, new):
+    "The model's folder is there as it was, or as it will be, or not at all"
+    part = lambda tree: {k: v for k, v in tree.items() if k.startswith("models/toy/")}
+    now = part({str(p.relative_to(folder)): p.read_bytes() for p in folder.glob("models/toy/*")})
+    return [] if now in ({}, part(old), part(new)) else [f"of the model there are {', '.join(now)}"]
+
+
+@pytest.fixture(scope="module")
+def gguf(heavy, tmp_path_factory):
+    file = tmp_path_factory.mktemp("gguf") / "toy.gguf"
+    heavy.warm(make_gguf, file)
+    heavy.warm(write_folder, file, file.with_name("warm"))
+    heavy.run(rewrite, file.with_name("made"), file.with_name("log"), file, folder=file.with_name("made"))
+    return file
+
+
+def damaged_model(folder, made):
+    shutil.copytree(made / "models", folder / "models")
+    weights = folder / "models/toy/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+
+
+def test_a_rewritten_model(heavy, gguf, tmp_path, kill):
+    do = dict(run=partial(rewrite, file=gguf), finished=rewritten, whole=part_of_a_model)
+    kill("rewritten model", Trial(heavy, tmp_path, **do), sizes=6, times=6)
+    kill("rewritten model that is rebuilt", Trial(heavy, tmp_path / "rebuilt", **do, before=partial(damaged_model, made=gguf.with_name("made"))), middles=0, times=0)
+
+
+# --- files that are written in one go, over older ones
+def detect_on(folder, log, suffix):
+    problem = mixture_problem(Mixture.published(np.random.default_rng(0)), (60, 80, 40), seed=0)
+    views = dict(weak=problem.weak, w2s=problem.w2s, val=problem.val, test=problem.test)
+    texts = Splits(**{k: Texts("mix", np.array([f"{k} {i}" for i in range(len(v))], object), v.y, [f"{k} {i}" for i in range(len(v))]) for k, v in views.items()})
+    for name, value in (("load_splits", texts), ("make_problem", problem)): setattr(commands, name, standing_for(getattr(commands, name), value))
+    return commands.w2s_detect(["mix", "--quiet", "--out", str(folder / f"kinds{suffix}")])
+
+
+def standing_for(f, value): return wraps(f)(lambda *_, **__: value)
+
+
+def share_rows(folder, log):
+    write_shared(make(0, 40), folder / "rows.parquet", block=10)
+
+
+def save_a_ranking(folder, log):
+    table = pd.DataFrame(dict(source=["a", "b"], share=[.25, 1 / 3]))
+    return Ranking(table, table, "a", ()).save(folder)
+
+
+def save_a_run(folder, log):
+    import matplotlib.pyplot as plt
+    plt.rcParams["svg.hashsalt"], os.environ["SOURCE_DATE_EPOCH"] = "0", "0"  # no names by chance, and no date
+    fig, ax = plt.subplots(figsize=(1, 1))
+    table = pd.DataFrame(dict(source=["a", "b"], share=[.25, 1 / 3]))
+    return save_results(folder, dict(regret=table, rows=table), dict(curve=fig), dict(seed=0, name="ü"))
+
+
+def older(folder, names):
+    for name in names: (folder / name).write_text("what was there before\n")
+
+
+WRITERS = {f"w2s-detect --out {s}": (partial(detect_on, suffix=s), [f"kinds{s}"]) for s in (".csv", ".jsonl", ".parquet")} | {
+    "write_shared": (share_rows, ["rows.parquet"]), "Ranking.save": (save_a_ranking, ["table.csv", "rows.csv"]), "save_results": (save_a_run, ["regret.csv", "rows.csv", "curve.png", "run.json"])}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_small_writer(zygote, tmp_path, kill, name):
+    run, names = WRITERS[name]
+    (tmp_path / "warm").mkdir()
+    zygote.warm(run, tmp_path / "warm", None)
+    kill(name, Trial(zygote, tmp_path / "trial", run, before=partial(older, names=names)), middles=1, sizes=3, times=0)
+
+
+# --- the harness can fail
+@contextmanager
+def at_once(path): yield path
+
+
+MUTANTS = dict(half=("written under its final name", "is half written", lambda: setattr(results, "written", at_once)),
+               left=("left-overs stay", "is left over", lambda: setattr(files, "_left", lambda path: [])),
+               again=("finished cells are not looked for", "times, wanted 0", lambda: setattr(results, "_finished", lambda *_, **__: False)))
+
+
+def careless(folder, log, how):
+    MUTANTS[how][2]()
+    return sweep(folder, log)
+
+
+@pytest.mark.parametrize("how", MUTANTS)
+def test_the_harness_catches_a_sweep(zygote, tmp_path, how):
+    trial = Trial(zygote, tmp_path, partial(careless, how=how), finished=measured)
+    tried, failed = trial.tried([*trial.each()[:10], *list(trial.middles(1))[:1]])
+    assert tried == 11 and failed and all(any(MUTANTS[how][1] in w for w in wrong) for *_, wrong in failed), failed
+
+
+def test_the_harness_sees_every_file_operation(zygote, tmp_path):
+    "Also those of a folder's removal, which name no folder; not those elsewhere, nor reading"
+    def seen(event): return [p for e, p, _ in trial.calm.operations if e == event]
+    trial = Trial(zygote, tmp_path, operate)
+    assert seen("open") == ["a", "b", "d/c"] and seen("os.rename") == ["a", "b"] and seen("os.mkdir") == ["d"] and seen("os.truncate") == ["b"] and seen("os.remove")[1:] == ["y"] and len(seen("os.rmdir")) == 1
+    assert [n for e, _, n in trial.calm.operations if e == "open"] == [5, 1, 3] and trial.tried(trial.each())[0] == len(trial.calm.operations)
+
+
+def operate(folder, log):
+    (folder.parent / "elsewhere").write_text("e")
+    (folder / "a").write_text("aaaaa")
+    os.rename(folder / "a", folder / "x")
+    (folder / "x").read_text()
+    with open(folder / "b", "w") as f: f.write("b")
+    os.truncate(folder / "b", 0)
+    os.replace(folder / "b", folder / "y")
+    (folder / "d").mkdir()
+    (folder / "d/c").write_text("ccc")
+    shutil.rmtree(folder / "d")
+    (folder / "y").unlink()
