@@ -124,7 +124,7 @@ def trial(f, args, folder, fault, patience=120):
             if fault.group: killed(pid)
             os.kill(pid, signal.SIGKILL)
             code = waited(pid, 60)
-        seconds, outlived = time.perf_counter() - start, not gone(alive, 10)
+        seconds, outlived = time.perf_counter() - start, not gone(alive, 60)
         killed(pid)
         os.close(alive)
         text.seek(0), back.seek(0)

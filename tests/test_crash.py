@@ -45,16 +45,16 @@ def zygote():
 @pytest.fixture
 def kill(effort, tally):
     "Kill a job at all these places, and count"
-    def at(what, trial, *, times=20, middles=1, sizes=0, operations=True):
+    def everywhere(what, trial, *, times=20, middles=1, sizes=0, operations=True):
         if operations: tally("crash safety", f"{what}: before each file operation, after the last", *trial.tried(trial.each()))
-        if middles: tally("crash safety", f"{what}: in the middle of each write", *trial.tried(trial.middles(effort, middles)))
+        if at := middles and [*trial.middles(effort, middles)]: tally("crash safety", f"{what}: in the middle of each write", *trial.tried(at))
         if sizes: tally("crash safety", f"{what}: at some byte of any file", *trial.tried(trial.sizes(effort, sizes)))
         if times: tally("crash safety", f"{what}: at random times", *trial.tried(trial.times(effort, times)))
-    return at
+    return everywhere
 
 
 # --- the sweep
-CELLS = grid("a,bb", 2, "toy")
+CELLS = grid("a,bb", 2, "toy")[:3]
 
 
 def measure(cell, log):
@@ -86,7 +86,7 @@ def failed_before(folder):
     shutil.rmtree(folder.with_suffix(".log"))
 
 
-def test_a_sweep(zygote, tmp_path, kill): kill("sweep", Trial(zygote, tmp_path, sweep, finished=measured), middles=2)
+def test_a_sweep(zygote, tmp_path, kill): kill("sweep", Trial(zygote, tmp_path, sweep, finished=measured), middles=2, times=10)
 
 
 def test_a_sweep_with_errors_that_does_better_the_next_time(zygote, tmp_path, kill):
@@ -96,8 +96,8 @@ def test_a_sweep_with_errors_that_does_better_the_next_time(zygote, tmp_path, ki
 
 def test_a_sweep_in_two_processes(zygote, tmp_path, effort, tally):
     two = Trial(zygote, tmp_path, partial(sweep, jobs=2, measure=slow), finished=measured)
-    tally("crash safety", "sweep in 2 processes: all killed at random times", *two.tried(two.times(effort, 8)))
-    tally("crash safety", "sweep in 2 processes: the parent killed at random times", *two.tried(two.times(effort, 8, group=False)))
+    tally("crash safety", "sweep in 2 processes: all killed at random times", *two.tried(two.times(effort, 6)))
+    tally("crash safety", "sweep in 2 processes: the parent killed at random times", *two.tried(two.times(effort, 6, group=False)))
     workers = Trial(zygote, tmp_path / "workers", partial(sweep, jobs=2), finished=measured)
     tally("crash safety", "sweep in 2 processes: a worker killed before each of its file operations", *workers.tried([Fault(before=k, worker=True) for k in range(1, 14)]))
     tally("crash safety", "sweep in 2 processes: a worker killed in the middle of a write", *workers.tried([Fault(before=2, limit=n, worker=True) for n in (0, 1, 400, 600)]))
@@ -106,7 +106,7 @@ def test_a_sweep_in_two_processes(zygote, tmp_path, effort, tally):
 # --- the step-wise selection
 def buy_on(folder, log):
     path = folder / "s"
-    session = Session.restore(path) if path.exists() else Session(plan_of(horizon=5), path)
+    session = Session.restore(path) if path.exists() else Session(plan_of(horizon=4), path)
     while query := session.ask():
         told = buy(session, query)
         note(log, f"{told.source}{told.ids[0]}")
@@ -127,7 +127,7 @@ def no_session(folder, old, new):
     return []
 
 
-def test_a_step_wise_selection(zygote, tmp_path, kill): kill("step-wise selection", Trial(zygote, tmp_path, buy_on, finished=bought, whole=no_session), times=10)
+def test_a_step_wise_selection(zygote, tmp_path, kill): kill("step-wise selection", Trial(zygote, tmp_path, buy_on, finished=bought, whole=no_session), times=6)
 
 
 # --- the artifacts
@@ -179,14 +179,14 @@ def fetching(zygote, tmp_path, monkeypatch):
 
 def test_an_artifact(fetching, kill):
     trial, wheel = fetching
-    kill("artifact from a wheel in the cache", trial("hand", partial(wheel_in, wheel=wheel)), times=10)
-    kill("artifact that is rebuilt", trial("rebuilt", partial(damaged, wheel=wheel)), times=0)
+    kill("artifact from a wheel in the cache", trial("hand", partial(wheel_in, wheel=wheel)), times=6)
+    kill("artifact that is rebuilt", trial("rebuilt", partial(damaged, wheel=wheel)), times=0, middles=0)
 
 
 def test_an_artifact_from_pip(fetching, kill, effort, tally):
     trial, _ = fetching
-    kill("artifact from pip", pip := trial("pip"), times=10)
-    tally("crash safety", "artifact from pip: killed at random times, pip lives on", *pip.tried(pip.times(effort, 10, group=False)))
+    kill("artifact from pip", pip := trial("pip"), times=6)
+    tally("crash safety", "artifact from pip: killed at random times, pip lives on", *pip.tried(pip.times(effort, 6, group=False)))
 
 
 # --- the activations
@@ -240,11 +240,11 @@ def model(heavy, tmp_path_factory):
     return folder
 
 
-def test_activations(heavy, model, tmp_path, kill): kill("activations", Trial(heavy, tmp_path, partial(see, model=model), finished=seen, content=shard), times=10)
+def test_activations(heavy, model, tmp_path, kill): kill("activations", Trial(heavy, tmp_path, partial(see, model=model), finished=seen, content=shard), times=6)
 
 
 def test_activations_in_a_file_of_rows(heavy, model, tmp_path, kill):
-    kill("activations with out=", Trial(heavy, tmp_path, partial(see, model=model, out=True), finished=seen, content=shard), operations=False, middles=0, sizes=8, times=6)
+    kill("activations with out=", Trial(heavy, tmp_path, partial(see, model=model, out=True), finished=seen, content=shard), operations=False, middles=0, sizes=4, times=4)
 
 
 # --- the rewritten model folder
@@ -313,7 +313,7 @@ def damaged_model(folder, made):
 
 def test_a_rewritten_model(heavy, gguf, tmp_path, kill):
     do = dict(run=partial(rewrite, file=gguf), finished=rewritten, whole=part_of_a_model)
-    kill("rewritten model", Trial(heavy, tmp_path, **do), sizes=6, times=6)
+    kill("rewritten model", Trial(heavy, tmp_path, **do), sizes=3, times=3)
     kill("rewritten model that is rebuilt", Trial(heavy, tmp_path / "rebuilt", **do, before=partial(damaged_model, made=gguf.with_name("made"))), middles=0, times=0)
 
 
@@ -350,7 +350,7 @@ def older(folder, names):
     for name in names: (folder / name).write_text("what was there before\n")
 
 
-WRITERS = {f"w2s-detect --out {s}": (partial(detect_on, suffix=s), [f"kinds{s}"]) for s in (".csv", ".jsonl", ".parquet")} | {
+WRITERS = {f"w2s-detect --out {s}": (partial(detect_on, suffix=s), [f"kinds{s}"]) for s in (".csv", ".parquet")} | {
     "write_shared": (share_rows, ["rows.parquet"]), "Ranking.save": (save_a_ranking, ["table.csv", "rows.csv"]), "save_results": (save_a_run, ["regret.csv", "rows.csv", "curve.png", "run.json"])}
 
 
@@ -359,7 +359,7 @@ def test_a_small_writer(zygote, tmp_path, kill, name):
     run, names = WRITERS[name]
     (tmp_path / "warm").mkdir()
     zygote.warm(run, tmp_path / "warm", None)
-    kill(name, Trial(zygote, tmp_path / "trial", run, before=partial(older, names=names)), middles=1, sizes=3, times=0)
+    kill(name, Trial(zygote, tmp_path / "trial", run, before=partial(older, names=names)), middles=1, sizes=2, times=0)
 
 
 # --- the harness can fail
@@ -385,11 +385,11 @@ def test_the_harness_catches_a_sweep(zygote, tmp_path, how):
 
 
 def test_the_harness_sees_every_file_operation(zygote, tmp_path):
-    "Also those of a folder's removal, which name no folder; not those elsewhere, nor reading"
+    "Also those of a folder's removal, which name no folder (so how long its file was isn't known); not those elsewhere, nor reading"
     def seen(event): return [p for e, p, _ in trial.calm.operations if e == event]
     trial = Trial(zygote, tmp_path, operate)
     assert seen("open") == ["a", "b", "d/c"] and seen("os.rename") == ["a", "b"] and seen("os.mkdir") == ["d"] and seen("os.truncate") == ["b"] and seen("os.remove")[1:] == ["y"] and len(seen("os.rmdir")) == 1
-    assert [n for e, _, n in trial.calm.operations if e == "open"] == [5, 1, 3] and trial.tried(trial.each())[0] == len(trial.calm.operations)
+    assert [n for e, _, n in trial.calm.operations if e == "open"] == [5, 1, None] and trial.tried(trial.each())[0] == len(trial.calm.operations)
 
 
 def operate(folder, log):
