@@ -14,7 +14,6 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -56,13 +55,13 @@ class Hook:
         if event not in PATHS or event == "open" and not (args[2] or 0) & WRITES: return
         paths = [os.fsdecode(p) if isinstance(p, (str, bytes, os.PathLike)) else "" for p in args[:PATHS[event]]]
         inside = [os.path.abspath(p) for p in paths if (os.path.realpath(os.path.dirname(p)) + os.sep + os.path.basename(p) + os.sep).startswith(self.folder)]
-        if inside or event in ("os.remove", "os.rmdir") and args[-1] != -1: self.operation(event, inside or paths)  # with dir_fd, as shutil.rmtree does: a bare name
+        if inside or event in ("os.remove", "os.rmdir") and args[-1] != -1: self.operation(event, inside or paths, event == "open" and args[2] & (os.O_CREAT | os.O_TRUNC))  # with dir_fd, as shutil.rmtree does: a bare name
 
-    def operation(self, event, paths=("",)):
+    def operation(self, event, paths=("",), new=False):
         if self.fault.worker and os.getpid() == self.owner: return
         self.measure(paths[0])
         self.seen.append([event, paths[0].removeprefix(self.folder), None])
-        if event == "open": self.opened[paths[0]] = len(self.seen) - 1
+        if new: self.opened[paths[0]] = len(self.seen) - 1
         if len(self.seen) == self.fault.before and self.first(): os.kill(os.getpid(), signal.SIGKILL) if self.fault.limit is None else limit_files(self.fault.limit)
 
     def measure(self, path):

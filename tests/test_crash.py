@@ -7,11 +7,9 @@ import shutil
 import sys
 import time
 import warnings
-import zipfile
 from contextlib import contextmanager
 from functools import partial, wraps
 from multiprocessing import get_context
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
