@@ -153,9 +153,9 @@ class _Moments:
         return _Moments(n, self.mean + step * other.n / n, squares, np.maximum(self.largest, other.largest))
 
     def scale(self):
-        "Standard deviations; 1 for constant columns"
+        "Standard deviations; for a constant column its size, at least 1, beside which the rounding of its mean is nothing"
         s = np.sqrt(self.squares / self.n)
-        return np.where(s > 1e-12 * self.largest, s, 1.)
+        return np.where(s > 1e-12 * self.largest, s, np.maximum(self.largest, 1.))
 
 
 # %% ../nbs/00d_probes.ipynb #n0213399
