@@ -229,6 +229,7 @@ def range_change_point(
     if not b.low[0] < b.high[0]: raise ValueError(f"change_point: all {b.n} scores are {b.low[:b.n].tolist()}; there is nothing to split: give a threshold")
     first, last = _grid(1, b.n - 1, b.n, min_size, jump)
     if first > last: raise ValueError(f"change_point: {b.n} scores leave no split with min_size={min_size} and jump={jump}; use jump=1 or more scores")
+    if not 1e-140 < (size := max(-b.low[0], b.high[0])) < 1e140: raise ValueError(f"change_point: scores of up to {size:.2g} can't be squared in double precision; scale them")
     while (alive := _alive(b, g := gain_bounds(b, min_size=min_size, jump=jump))).any():
         new, taken = _opened(b, alive, merge, collect, bins, few)
         b, passes, looked_at = _spliced(b[~alive], new), passes + 1, looked_at + taken

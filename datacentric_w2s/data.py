@@ -530,7 +530,7 @@ def _out_of_fold(x, y, folds, seed):
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_predict
     from sklearn.tree import DecisionTreeClassifier
-    rule = LogisticRegression(C=.1, solver="liblinear") if x.shape[1] > 4 else DecisionTreeClassifier(max_depth=3, min_samples_leaf=20, random_state=seed)
+    rule = LogisticRegression(C=.1, solver="liblinear", random_state=seed) if x.shape[1] > 4 else DecisionTreeClassifier(max_depth=3, min_samples_leaf=20, random_state=seed)
     return cross_val_predict(rule, x, y, cv=folds) == y
 
 # %% ../nbs/00b_data.ipynb #c061

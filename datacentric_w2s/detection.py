@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import KIND_COLOURS, KINDS, PALETTE, Partition, Problem, Pseudolabels, Views, clustered_se
+from .core import KIND_COLOURS, KINDS, PALETTE, Partition, Problem, Pseudolabels, Views, _features, clustered_se
 from .probes import evaluate, new_probe, pseudolabel
 
 # %% ../nbs/02_detection.ipynb #c009
@@ -30,6 +30,11 @@ def _sorted(s, what="scores"):
     if not np.isfinite(s).all(): raise ValueError(f"change_point: {(~np.isfinite(s)).sum()} of {len(s)} {what} are NaN or infinite")
     if len(s) == 0 or s[0] == s[-1]: raise ValueError(f"change_point: all {len(s)} {what} are {s[:1].tolist()}; there is nothing to split: give a threshold")
     return s
+
+
+def _near_one(s):
+    "Sorted scores by a power of two, which changes no digit: of numbers like 1e200 or 1e-200 the squares would be infinite or zero"
+    return np.ldexp(s, -np.frexp(max(-s[0], s[-1]))[1])
 
 
 def _gain(s, k):
@@ -51,7 +56,7 @@ def change_point(
     k = np.arange(0, n, jump)
     k = k[(k >= max(min_size, 1)) & (n - k >= max(min_size, 1))]
     if len(k) == 0: raise ValueError(f"change_point: {n} scores leave no split with min_size={min_size} and jump={jump}; use jump=1 or more scores")
-    gain = _gain(s, k)
+    gain = _gain(_near_one(s), k)
     return int(k[np.flatnonzero(gain >= gain.max() * (1 - 1e-12))[-1]])
 
 # %% ../nbs/02_detection.ipynb #c014
@@ -87,7 +92,8 @@ def plot_change_point(
     import matplotlib.pyplot as plt
     ax, s = ax or plt.gca(), _sorted(s)
     n, k = len(s), change_point(s, jump=jump, min_size=min_size)
-    share = _gain(s, np.arange(1, n)) / ((s - s.mean())**2).sum()
+    z = _near_one(s)
+    share = _gain(z, np.arange(1, n)) / ((z - z.mean())**2).sum()
     for a, b, side in ((0, k, sides[0]), (k, n, sides[1])):
         ax.plot(np.arange(a, b), s[a:b], lw=3, color=KIND_COLOURS.get(side, "#999999"), label=f"{side}: {b - a:,} rows")
     ax.axvline(k - .5, color="k", lw=1, ls="--")
@@ -109,17 +115,29 @@ class _Side:
     unit: bool = False
     device: object = None
     xp: object = np
+    name: str = "rows"
 
     def array(self, a):
         return a.astype(self.dtype, copy=False) if self.device is None else self.xp.as_tensor(a).to(self.device, getattr(self.xp, self.dtype.name))
 
     def block(self, at=slice(None)):
-        b = self.array(self.x[self.rows[at]])
+        b, xp = self.array(self.x[self.rows[at]]), self.xp
         if self.mean is not None: b -= self.array(self.mean)
+        square = xp.einsum("nd,nd->n", b, b)
+        if not bool(xp.isfinite(square).all()): self.check(self.rows[at])
         if self.unit:
-            length = self.xp.sqrt(self.xp.einsum("nd,nd->n", b, b))[:, None]
-            b /= length + (length == 0)
+            tiny = float(np.finfo(self.dtype).tiny)
+            odd = ~(xp.isfinite(square) & (square > tiny**.75))
+            if bool(odd.any()):  # too long or too short to be squared: their largest feature becomes 1 first
+                z = b[odd] / xp.amax(xp.abs(b[odd]), 1)[:, None].clip(tiny / 2**20)
+                b[odd], square[odd] = z, xp.einsum("nd,nd->n", z, z)
+            b /= (xp.sqrt(square) + (square == 0))[:, None]
         return b
+
+    def check(self, rows):
+        "Refuse rows that hold NaN or infinite features, by their numbers"
+        if len(bad := rows[~np.isfinite(self.x[rows]).all(1)]):
+            raise ValueError(f"overlap score: {len(bad)} of the {self.name} hold NaN or infinite features (first: row {bad[0]}): drop them, or compute them again in float32")
 
     def blocks(self, step):
         for i in range(0, len(self.rows), step): yield slice(i, i + step), self.block(slice(i, i + step))
@@ -172,18 +190,28 @@ def _library(device):
     finally: torch.set_float32_matmul_precision(before)
 
 
-def _score(x, rows, x_hard, hard, how, mean=None, entries=None, device=None):
-    "Scores of x[rows] against x_hard[hard], block by block, never more than `entries` features of either side or products at once; a function gets whole arrays"
+def _contents(x, rows):
+    "(n,) a number that stands for all bytes of a row; two rows of a million share one by chance once in ten million times"
+    return np.fromiter((int.from_bytes(hashlib.blake2b(x[i].tobytes(), digest_size=8).digest(), "little") for i in rows), np.uint64, len(rows))
+
+
+def _distinct(contents):
+    "Places of the first row of each content, in order, and for each row its place among these"
+    _, first, place = np.unique(contents, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return first[order], np.argsort(order)[place]
+
+
+def _score(x, rows, x_hard, hard, how, mean=None, entries=None, device=None, contents=None):
+    "Scores of x[rows] against x_hard[hard], block by block, never more than `entries` features of either side or products at once; equal rows are scored once; a function gets whole arrays"
     unit, score = (False, lambda a, b, _: how(a.block(), b.block())) if callable(how) else _SCORES[how]
     if entries is None: entries = 2**22 if device is None or str(device).startswith("cpu") else 2**29
+    first, place = (slice(None),) * 2 if callable(how) else _distinct(_contents(x, rows) if contents is None else contents)
     with _library(device) as xp:
-        sides = [_Side(z, r, np.result_type(x, x_hard, np.float32), mean, unit, device, xp) for z, r in ((x, rows), (x_hard, hard))]
+        sides = [_Side(z, r, np.result_type(x, x_hard, np.float32), mean, unit, device, xp, name) for z, r, name in ((x, rows[first], "scored rows"), (x_hard, hard, "hard rows"))]
         out = score(*sides, entries)
-        out = np.asarray(out if device is None else out.cpu())
-    if not (callable(how) or np.isfinite(out).all()):
-        bad = [sum(int((~np.isfinite(a[r[i:i + 4096]]).all(1)).sum()) for i in range(0, len(r), 4096)) for a, r in ((x, rows), (x_hard, hard))]
-        raise ValueError(f"overlap score: {(~np.isfinite(out)).sum()} of {len(out)} scores are NaN or infinite; {bad[0]} of the scored rows and {bad[1]} of the hard rows hold "
-                         "NaN or infinite features: drop them, or compute them again in float32")
+        out = np.asarray(out if device is None else out.cpu())[place]
+    if not (callable(how) or np.isfinite(out).all()): raise ValueError(f"overlap score: {(~np.isfinite(out)).sum()} of {len(out)} scores leave the range of {out.dtype}: scale the features, or give them in float64")
     return out
 
 
@@ -212,6 +240,7 @@ def _known(how, device=None):
 # %% ../nbs/02_detection.ipynb #c025
 def _threshold(s, given, what, jump, min_size):
     "A threshold and how it was found: given, or the value just right of the change point. Rows equal to it are never divided"
+    if given is not None and np.isnan(given): raise ValueError(f"threshold of the {what}: got {given}, wanted a number, or None for the change point")
     if given is not None: return float(given), _says(what, given)
     s = _sorted(s, what)
     k = change_point(s, jump=jump, min_size=min_size)
@@ -229,9 +258,9 @@ def _said(counts, repeats, zero):
     return "".join(f"; {r}" for r in small + [f"{repeats:,} repeat a hard row"] * (repeats > 0) + [f"{zero:,} zero rows, like nothing"] * (zero > 0))
 
 
-def _remarks(kind, x):
+def _remarks(kind, x, content):
     "The same, counted"
-    content, hard = np.fromiter((hash(row.tobytes()) for row in x), np.int64, len(x)), kind == "hard"
+    hard = kind == "hard"
     repeats, zero = int(np.isin(content[~hard], content[hard]).sum()), sum(not x[i].any() for i in np.flatnonzero(~hard))
     return _said([int((kind == k).sum()) for k in KINDS], repeats, zero)
 
@@ -257,12 +286,12 @@ def detect_overlap(
     t_hard, rule_hard = _threshold(pseudolabels.conf, t_hard, "confidences", jump, min_size)
     hard = pseudolabels.conf < t_hard if boundary == "<" else pseudolabels.conf <= t_hard
     if hard.all() or not hard.any(): raise ValueError(f"detect_overlap: confidence {boundary} {t_hard:.4g} makes {hard.sum()} of {len(hard)} rows hard; choose another t_hard or boundary")
-    rest, score = np.flatnonzero(~hard), np.full(len(hard), np.nan)
-    score[rest] = _score(x, rest, x, np.flatnonzero(hard), how, x.mean(0, dtype=np.float64) if center else None, device=device)
+    rest, score, contents = np.flatnonzero(~hard), np.full(len(hard), np.nan), _contents(x, range(len(x)))
+    score[rest] = _score(x, rest, x, np.flatnonzero(hard), how, x.mean(0, dtype=np.float64) if center else None, device=device, contents=contents[rest])
     t_overlap, rule_overlap = _threshold(score[rest], t_overlap, "scores", jump, min_size)
     kind = np.where(hard, "hard", np.where(score >= t_overlap, "overlap", "easy"))
     name = how if isinstance(how, str) else getattr(how, "__name__", "function")
-    return Partition(kind, pseudolabels.conf, score, t_hard, t_overlap, f"hard: {boundary} {rule_hard}; overlap: {name} >= {rule_overlap}{_remarks(kind, x)}")
+    return Partition(kind, pseudolabels.conf, score, t_hard, t_overlap, f"hard: {boundary} {rule_hard}; overlap: {name} >= {rule_overlap}{_remarks(kind, x, contents)}")
 
 # %% ../nbs/02_detection.ipynb #c030
 @dataclass(frozen=True)
@@ -474,7 +503,8 @@ def strong_map(
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
     if how not in ("pca", "umap"): raise ValueError(f"how: got {how!r}, wanted 'pca' or 'umap'")
-    z = StandardScaler().fit_transform(x)
+    x = _features(x, "x")
+    z = StandardScaler().fit_transform(x.astype(np.result_type(x, np.float32), copy=False))
     if how == "pca":
         pca = PCA(2, random_state=0).fit(z)
         return pd.DataFrame(pca.transform(z), columns=[f"component {i + 1} ({v:.0%} of the variance)" for i, v in enumerate(pca.explained_variance_ratio_)])
@@ -506,7 +536,7 @@ def neighbour_purity(
     "How often a row's nearest neighbours are of its own kind, beside chance."
     from sklearn.neighbors import NearestNeighbors
     kind = np.asarray(kind)
-    near = NearestNeighbors(n_neighbors=min(k, len(kind) - 1)).fit(x).kneighbors(return_distance=False)
+    near = NearestNeighbors(n_neighbors=min(k, len(kind) - 1)).fit(_features(x, "x", len(kind))).kneighbors(return_distance=False)
     own = (kind[near] == kind[:, None]).mean(1)
     at = {name: kind == name for name in KINDS if (kind == name).any()}
     return pd.DataFrame([(name, (m.sum() - 1) / (len(kind) - 1), own[m].mean()) for name, m in at.items()], columns=["kind", "chance", "purity"])

@@ -20,7 +20,7 @@ from scipy.linalg.blas import dsyrk, get_blas_funcs
 from scipy.special import expit
 from threadpoolctl import ThreadpoolController
 
-from .core import Accuracies, Problem, Pseudolabels, clustered_se
+from .core import Accuracies, Problem, Pseudolabels, _features, clustered_se
 
 # %% ../nbs/00d_probes.ipynb #c007
 def _loss(u, y, w, penalty): return np.mean(np.logaddexp(0, u) - y * u) + penalty @ w**2
@@ -142,20 +142,20 @@ class _Moments:
     n: int
     mean: np.ndarray
     squares: np.ndarray
-    largest: float
+    largest: np.ndarray
 
     @classmethod
-    def of(cls, x): return cls(len(x), x.mean(0), x.var(0) * len(x), max(x.max(initial=1.), -x.min(initial=0.)))
+    def of(cls, x): return cls(len(x), x.mean(0), x.var(0) * len(x), np.maximum(x.max(0), -x.min(0)))
 
     def __add__(self, other):
         n, step = self.n + other.n, other.mean - self.mean
         squares = self.squares + other.squares + step**2 * self.n * other.n / n
-        return _Moments(n, self.mean + step * other.n / n, squares, max(self.largest, other.largest))
+        return _Moments(n, self.mean + step * other.n / n, squares, np.maximum(self.largest, other.largest))
 
     def scale(self):
-        "Standard deviations; 1 for constant columns"
+        "Standard deviations; for a constant column its size, at least 1, beside which the rounding of its mean is nothing"
         s = np.sqrt(self.squares / self.n)
-        return np.where(s > 1e-12 * self.largest, s, 1.)
+        return np.where(s > 1e-12 * self.largest, s, np.maximum(self.largest, 1.))
 
 
 # %% ../nbs/00d_probes.ipynb #n0213399
@@ -203,7 +203,8 @@ def _minimise(rows, l2):
     kind = _Wide if n < d else _Tall
     if not isinstance(rows.hessian, kind) or min(n, d) < _FEW: rows.hessian = kind(d)
     with _BLAS.limit(limits=1 if n * d * min(n, d) < 4e9 else None, user_api="blas"):
-        rows.w, rows.b, norm, steps = _newton(rows, l2 * rows.scale**2, rows.hessian)
+        try: rows.w, rows.b, norm, steps = _newton(rows, l2 * rows.scale**2, rows.hessian)
+        except LinAlgError as e: raise ValueError(f"LinearProbe: features of up to {np.abs(rows.z).max():.2g} can't be fitted with l2={l2}; scale them, or say standardize=True") from e
     return norm, steps
 
 
@@ -241,9 +242,11 @@ class _Classifier:
 
 # %% ../nbs/00d_probes.ipynb #ndf5ab7c
 def _validated(probe, x, y="no_validation", first=False):
-    "Rows as scikit-learn reads them, or its error; `first` rows set the number and the names of the features"
+    "Rows as scikit-learn reads them, or its error, but for NaN, where the row is named; `first` rows set the number and the names of the features"
     from sklearn.utils.validation import validate_data
-    return validate_data(probe, x, y, reset=first, dtype=np.float64, ensure_min_samples=int(first))
+    read = validate_data(probe, x, y, reset=first, dtype=np.float64, ensure_min_samples=int(first), ensure_all_finite=False)
+    _features(read if isinstance(y, str) else read[0], "x")
+    return read
 
 
 def _plain(probe, x): return isinstance(x, np.ndarray) and x.ndim == 2 and x.dtype.kind == "f" and not hasattr(probe, "feature_names_in_")
@@ -286,6 +289,7 @@ def _checked(probe, x, y, classes=None, first=True):
     if plain: z = np.asarray(x, np.float64)
     if not (plain and np.isfinite(z).all() and (x.size > 0 if first else x.shape[1] == probe.n_features_in_)): z, y = _validated(probe, x, y, first)
     p, classes = _probabilities(y, classes)
+    if z.size and (top := max(z.max(), -z.min())) > 1e150: raise ValueError(f"x: features of up to {top:.2g} can't be squared in double precision (1e150 can); scale them first")
     if first and p.min() == p.max() and p[0] in (0, 1): raise ValueError(f"fit: {len(p)} labels of one class; a probe needs both classes, or soft labels")
     return z, p, classes
 
@@ -295,8 +299,8 @@ class _Linear(_Classifier):
 
     def decision_function(self, x):
         x = _readable(self, x)
-        u = _by_blocks(lambda b: np.asarray(b, np.float64) @ self.coef_, x) + self.intercept_
-        if not (finite := np.isfinite(u)).all(): _validated(self, np.asarray(x[~finite]))  # a row's NaN shows in its score
+        u = _by_blocks(lambda b: np.einsum("nd,d->n", np.asarray(b, np.float64), self.coef_), x) + self.intercept_  # a product with BLAS would hang on a row's place
+        if not np.isfinite(u).all(): _features(x, "x")  # a row's NaN shows in its score
         return u
 
     def predict_proba(self, x): return _two_columns(expit(self.decision_function(x)))
@@ -405,7 +409,7 @@ class KNNProbe(_Classifier):
         self.neighbours_, self.y_, self.classes_, self.n_features_in_ = NearestNeighbors(n_neighbors=self.k).fit(x), p, classes, x.shape[1]
         return self
 
-    def predict_proba(self, x): return _two_columns(_by_blocks(lambda b: self.y_[self.neighbours_.kneighbors(b, return_distance=False)].mean(1), _readable(self, x)))
+    def predict_proba(self, x): return _two_columns(_by_blocks(lambda b: self.y_[self.neighbours_.kneighbors(b, return_distance=False)].mean(1), _features(_readable(self, x), "x")))
 
     def predict(self, x): return self._named(self.predict_proba(x)[:, 1] > .5)
 
@@ -420,7 +424,7 @@ def topological_filter(
     "Keep the largest strongly connected component of each class's part of the kNN graph, less ill-fitting rows, as in the published code."
     from scipy.sparse.csgraph import connected_components
     from sklearn.neighbors import NearestNeighbors
-    x, y = np.asarray(x), np.asarray(y, float)
+    x, y = _features(x, "x"), np.asarray(y, float)
     graph = NearestNeighbors(n_neighbors=min(k, len(x) - 1)).fit(x).kneighbors_graph().tocsr()
     keep = np.zeros(len(x), bool)
     for rows in (np.flatnonzero(y > .5), np.flatnonzero(y <= .5)):

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from fastcore.basics import patch
 
-from .core import Partition
-from .detection import Rules, change_point, overlap_score
+from .core import Partition, _features
+from .detection import Rules, _Side, change_point, overlap_score
 from .rates import rogan_gladen
 from .regret import Arms
 
@@ -86,8 +86,9 @@ class Judge:
         x,     # (n, d) strong features
     ) -> np.ndarray:  # (n,) NaN for hard rows
         "Overlap scores of rows that are not hard."
+        conf, x = np.asarray(conf), _features(x, "x", len(conf))
         out, rest = np.full(len(conf), np.nan), np.flatnonzero(~_is_hard(conf, self.t_hard, self.detector))
-        m = 0 if self.mean is None else self.mean.astype(x.dtype)
+        m = 0 if self.mean is None else self.mean.astype(np.result_type(x, np.float32))
         if len(rest): out[rest] = overlap_score(x[rest] - m, self.x_hard - m, self.detector.how)
         return out
 
@@ -282,9 +283,8 @@ def _running(x, hard, before, best, at, how):
 
 # %% ../nbs/02e_rewards.ipynb #c041
 def _unit(x):
-    "Rows scaled to length 1; a zero row stays zero"
-    length = np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
-    return np.divide(x, length, out=x.copy(), where=length > 0)
+    "Rows scaled to length 1, as the detector scales them"
+    return _Side(x, np.arange(len(x)), x.dtype, unit=True).block()
 
 
 def _step_recount(old, new, conf, x):

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
 from scipy.special import expit, stdtrit  # stdtrit: the quantile of Student's t
 
-from .core import Partition, Problem, Pseudolabels
+from .core import Partition, Problem, Pseudolabels, _features
 from .detection import detect, overlap_score
 from .matching import auc
 from .mixing import student_accuracy
@@ -25,7 +25,7 @@ def _neighbours(x, k):
     "Distances and row numbers of the `k` nearest other rows, (n, k) each, or a clear error"
     from sklearn.neighbors import NearestNeighbors
     if not 1 <= k < len(x): raise ValueError(f"k: got {k} neighbours for {len(x)} rows, wanted 1 to {len(x) - 1}; choose a smaller k, or give more rows")
-    return NearestNeighbors(n_neighbors=k).fit(x).kneighbors()
+    return NearestNeighbors(n_neighbors=k).fit(_features(x, "x")).kneighbors()
 
 # %% ../nbs/02c_scores.ipynb #c009
 def cut_statistic(
@@ -103,7 +103,7 @@ def projection_score(
 ) -> np.ndarray:  # (n,) at least 0
     "Cross-fitted |P_s (I - P_w) y|: what the strong view predicts of the labels' part that the weak view misses. Raises ValueError for too few groups."
     y, fold = np.asarray(y, np.float64), group_folds(group, folds, seed)
-    weak, strong = _Ridges(x_weak, fold, l2), _Ridges(x_strong, fold, l2)
+    weak, strong = (_Ridges(_features(x, name, len(y)), fold, l2) for x, name in ((x_weak, "x_weak"), (x_strong, "x_strong")))
     score = np.empty(len(y))
     for a, rows in enumerate(strong.rows):
         residual = np.zeros(len(y))
