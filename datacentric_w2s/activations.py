@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from .artifacts import ARTIFACTS, artifact, artifact_id, cache_dir
 from .core import PRESETS, Labelled, Problem, Splits, Texts, Views, preset
-from .files import held, made, room, sha256, written
+from .files import explained, held, made, room, sha256, written
 
 # %% ../nbs/00c_activations.ipynb #c008
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def _rewritten(name, check=False):
         temp = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temp, ignore_errors=True)  # of a process that was killed
         made(temp)
-        try: _write_folder(artifact(name), temp), os.replace(temp, folder)
+        try:
+            with explained(folder): _write_folder(artifact(name), temp), os.replace(temp, folder)
         finally: shutil.rmtree(temp, ignore_errors=True)
     return folder
 
@@ -125,10 +126,10 @@ def _locate(name):
     if text in ARTIFACTS:
         if ARTIFACTS[text].path.endswith(".gguf"): return str(_rewritten(text)), None, artifact_id(text)
         return str(artifact(text)), None, artifact_id(text)
-    if path.suffix == ".gguf" and path.is_file(): return str(path.parent), path.name, sha256(path)
-    if path.is_dir(): return str(path), None, _folder_identity(path)
+    if path.suffix == ".gguf" and os.path.isfile(path): return str(path.parent), path.name, sha256(path)
+    if os.path.isdir(path): return str(path), None, _folder_identity(path)  # no error for a name that no disk takes
     if isinstance(name, Path) or path.suffix == ".gguf" or path.is_absolute() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text):
-        raise ValueError(f"model: no folder or file {text!r}; give a folder with config.json, a .gguf file, a hub id, or one of {_embedded()}")
+        raise ValueError(f"model: no folder or file {text[:200]!r}; give a folder with config.json, a .gguf file, a hub id, or one of {_embedded()}")
     return text, None, None
 
 
@@ -683,7 +684,7 @@ def _executor(executor, device):
 def _npy(path):
     "The path of a .npy file in a folder that is there"
     path = Path(path).expanduser()
-    if path.suffix != ".npy" or not path.parent.is_dir(): raise ValueError(f"out: got {str(path)!r}, wanted a .npy file in a folder that exists")
+    if path.suffix != ".npy" or not os.path.isdir(path.parent): raise ValueError(f"out: got {str(path)!r}, wanted a .npy file in a folder that exists")
     return path
 
 # %% ../nbs/00c_activations.ipynb #c069

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from .core import KINDS, PALETTE, Splits, clustered_se, preset as get_preset
 from .data import load_splits
 from .detection import Rules, detect
-from .files import held, made, sha256, written
+from .files import explained, held, made, sha256, written
 from .probes import LinearProbe, corrected_se, evaluate, split_ratio, with_sizes
 
 # %% ../nbs/07_results.ipynb #c006
@@ -161,7 +161,8 @@ class _Caught:
 def _note(cell, folder, text):
     "Write an error beside the place of a cell's file, or with \"\" remove it"
     path = cell.path(folder).with_suffix(".error")
-    if not text: return path.unlink(missing_ok=True)
+    if not text:
+        with explained(path): return path.unlink(missing_ok=True)
     made(path.parent)
     with written(path) as temp: temp.write_text(text, encoding="utf-8")
 

@@ -49,6 +49,11 @@ class Crowd:
 
 
 def _serve(orders):
+    "Import what is imported late, and then do as told"
+    import safetensors.numpy  # noqa: F401
+    import torch.distributed.tensor  # noqa: F401
+    import transformers.models.auto.modeling_auto  # noqa: F401
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, LlamaModel, PreTrainedTokenizerFast  # noqa: F401
     while True:
         try: f, orders_of = orders.recv()
         except EOFError: return
