@@ -104,7 +104,7 @@ def _rewritten_name(name): return f"{name}-{artifact_id(name)[:12]}"
 def _rewritten(name, check=False):
     "The folder of an embedded GGUF model, written on first use; `check` compares all hashes and writes it anew where one differs"
     folder = cache_dir() / "models" / _rewritten_name(name)
-    done = lambda: folder.exists() and (not check or _intact(folder))
+    done = lambda: os.path.exists(folder) and (not check or _intact(folder))
     if done(): return folder
     made(folder.parent)
     with held(folder, f"rewriting {name}"):
@@ -624,7 +624,8 @@ def _prepare(store):
 
 def _through(store, texts, keys, rows, sheet, compute):
     "Put the activations of distinct texts into `sheet`: from the store; what is missing is computed under its lock and written shard by shard"
-    if _read(store, keys, rows, sheet).all(): return  # needs no lock, and no right to write
+    with explained(store.folder): found = _read(store, keys, rows, sheet)
+    if found.all(): return  # needs no lock, and no right to write
     made(store.folder)
     with held(store.folder / ".store", store.folder.name):
         _prepare(store)

@@ -168,7 +168,7 @@ def room(
     with open(path, "rb+") as f:
         try: os.posix_fallocate(f.fileno(), 0, max(os.fstat(f.fileno()).st_size, 1))
         except OSError as e:
-            if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL): raise  # a disk that can't promise it
+            if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL): raise OSError(e.errno, e.strerror, str(path)) from e  # those are of a disk that can't promise it
 
 # %% ../nbs/00_files.ipynb #f8b1db67
 def contents(

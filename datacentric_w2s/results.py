@@ -138,7 +138,7 @@ def _set_aside(path, why):
 def _finished(cell, folder, version, aside=False):
     "Whether a cell's file is there and right; a wrong one may be set aside, by who holds its lock"
     path = cell.path(folder)
-    if not path.exists(): return False
+    if not os.path.exists(path): return False  # nor where one can't look
     try: read_cell(path, _recipe(cell, version))
     except (ValueError, KeyError, TypeError) as e:
         if aside: _set_aside(path, str(e))
