@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from .artifacts import ARTIFACTS, artifact, artifact_id, cache_dir
 from .core import PRESETS, Labelled, Problem, Splits, Texts, Views, preset
-from .files import end_with_parent, held, made, room, sha256, written
+from .files import end_with_parent, explained, held, made, room, sha256, written
 
 # %% ../nbs/00c_activations.ipynb #c008
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _rewritten_name(name): return f"{name}-{artifact_id(name)[:12]}"
 def _rewritten(name, check=False):
     "The folder of an embedded GGUF model, written on first use; `check` compares all hashes and writes it anew where one differs"
     folder = cache_dir() / "models" / _rewritten_name(name)
-    done = lambda: folder.exists() and (not check or _intact(folder))
+    done = lambda: os.path.exists(folder) and (not check or _intact(folder))
     if done(): return folder
     made(folder.parent)
     with held(folder, f"rewriting {name}"):
@@ -114,7 +114,8 @@ def _rewritten(name, check=False):
         shutil.rmtree(temp, ignore_errors=True)  # of a process that was killed
         if folder.exists(): os.replace(folder, temp), shutil.rmtree(temp)  # at once, so that one that is half deleted is never taken for whole
         made(temp)
-        try: _write_folder(artifact(name), temp), os.replace(temp, folder)
+        try:
+            with explained(folder): _write_folder(artifact(name), temp), os.replace(temp, folder)
         finally: shutil.rmtree(temp, ignore_errors=True)
     return folder
 
@@ -125,10 +126,10 @@ def _locate(name):
     if text in ARTIFACTS:
         if ARTIFACTS[text].path.endswith(".gguf"): return str(_rewritten(text)), None, artifact_id(text)
         return str(artifact(text)), None, artifact_id(text)
-    if path.suffix == ".gguf" and path.is_file(): return str(path.parent), path.name, sha256(path)
-    if path.is_dir(): return str(path), None, _folder_identity(path)
+    if path.suffix == ".gguf" and os.path.isfile(path): return str(path.parent), path.name, sha256(path)
+    if os.path.isdir(path): return str(path), None, _folder_identity(path)  # no error for a name that no disk takes
     if isinstance(name, Path) or path.suffix == ".gguf" or path.is_absolute() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text):
-        raise ValueError(f"model: no folder or file {text!r}; give a folder with config.json, a .gguf file, a hub id, or one of {_embedded()}")
+        raise ValueError(f"model: no folder or file {text[:200]!r}; give a folder with config.json, a .gguf file, a hub id, or one of {_embedded()}")
     return text, None, None
 
 
@@ -629,7 +630,8 @@ def _prepare(store):
 
 def _through(store, texts, keys, rows, sheet, compute):
     "Put the activations of distinct texts into `sheet`: from the store; what is missing is computed under its lock and written shard by shard"
-    if _read(store, keys, rows, sheet).all(): return  # needs no lock, and no right to write
+    with explained(store.folder): found = _read(store, keys, rows, sheet)
+    if found.all(): return  # needs no lock, and no right to write
     made(store.folder)
     with held(store.folder / ".store", store.folder.name):
         _prepare(store)
@@ -689,7 +691,7 @@ def _executor(executor, device):
 def _npy(path):
     "The path of a .npy file in a folder that is there"
     path = Path(path).expanduser()
-    if path.suffix != ".npy" or not path.parent.is_dir(): raise ValueError(f"out: got {str(path)!r}, wanted a .npy file in a folder that exists")
+    if path.suffix != ".npy" or not os.path.isdir(path.parent): raise ValueError(f"out: got {str(path)!r}, wanted a .npy file in a folder that exists")
     return path
 
 # %% ../nbs/00c_activations.ipynb #c069

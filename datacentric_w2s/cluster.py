@@ -24,7 +24,7 @@ import pandas as pd
 
 from .core import KINDS, Partition, Pseudolabels, _table
 from .detection import Rules, _said, _says, overlap_score
-from .files import room, written
+from .files import explained, room, written
 from .probes import pseudolabel
 
 # %% ../nbs/06a_cluster.ipynb #k006
@@ -290,7 +290,7 @@ def _column(n, folder, name, new=True):
             np.lib.format.open_memmap(temp, "w+", np.float64, (n,))
             room(temp)
             np.load(temp, mmap_mode="r+")[:] = np.nan
-    return _Column(np.load(path, mmap_mode="r+"), path)
+    with explained(path): return _Column(np.load(path, mmap_mode="r+"), path)
 
 
 def _label_range(span, probe, x): return span, pseudolabel(probe, read_range(x, span)).p
@@ -391,7 +391,7 @@ def _scores(job, spans, key, group, folder, map):
         column.put(task[0], np.fmax(read_range(column.values, task[0]), new))
         if notes:
             column.filled()
-            with notes.open("a") as f: f.write(f"{task!r}\n")
+            with explained(notes), notes.open("a") as f: f.write(f"{task!r}\n")
     return column
 
 

@@ -105,14 +105,14 @@ _WRITERS = {".csv": lambda df, path: df.to_csv(path, index=False), ".jsonl": lam
 def _new_file(text):
     "A file to write"
     path = Path(text).expanduser()
-    if path.suffix not in _WRITERS or not path.parent.is_dir(): raise ArgumentTypeError(f"got {text!r}, wanted a file that ends in {', '.join(_WRITERS)}, in a folder that exists")
+    if path.suffix not in _WRITERS or not os.path.isdir(path.parent): raise ArgumentTypeError(f"got {text[:200]!r}, wanted a file that ends in {', '.join(_WRITERS)}, in a folder that exists")
     return path
 
 
 def _new_folder(text):
     "A folder to write to, made where it is missing"
     path = Path(text).expanduser()
-    if path.exists() and not path.is_dir(): raise ArgumentTypeError(f"got the file {text!r}, wanted a folder")
+    if os.path.exists(path) and not os.path.isdir(path): raise ArgumentTypeError(f"got the file {text!r}, wanted a folder")
     return path
 
 

@@ -11,6 +11,7 @@ import difflib
 import gzip
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -385,7 +386,7 @@ def _suffix(path): return Path(str(path).removesuffix(".gz")).suffix.lower()
 def _read(path):
     "A file as a data frame"
     path = Path(path).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
+    if not os.path.isfile(path): raise FileNotFoundError(f"{str(path)[:300]}: no such file")  # nor for a name that no disk takes
     if _suffix(path) not in _READERS: raise ValueError(f"{path.name}: wanted a file that ends in {', '.join(_READERS)}")
     if not path.stat().st_size: raise ValueError(f"{path.name}: the file is empty")
     try: return _READERS[_suffix(path)](path)
@@ -451,7 +452,7 @@ def _find(name, where):
         if (source, name) in REGISTRY: return REGISTRY[source, name]
     names = sorted({n for _, n in REGISTRY})
     near = difflib.get_close_matches(str(name).lower(), names, n=3)
-    raise ValueError(f"dataset: got {name!r}" + (f", did you mean {' or '.join(near)}?" if near else ".")
+    raise ValueError(f"dataset: got {str(name)[:80]!r}" + (f", did you mean {' or '.join(near)}?" if near else ".")
                      + f" Embedded: {', '.join(n for s, n in REGISTRY if s == 'embedded')}. All names: datasets(). A file's name ends in {', '.join(_READERS)}.")
 
 # %% ../nbs/00b_data.ipynb #c054

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from .core import KINDS, PALETTE, Splits, clustered_se, preset as get_preset
 from .data import load_splits
 from .detection import Rules, detect
-from .files import end_with_parent, held, made, removed, sha256, written
+from .files import end_with_parent, explained, held, made, removed, sha256, written
 from .probes import LinearProbe, corrected_se, evaluate, split_ratio, with_sizes
 
 # %% ../nbs/07_results.ipynb #c006
@@ -138,7 +138,7 @@ def _set_aside(path, why):
 def _finished(cell, folder, version, aside=False):
     "Whether a cell's file is there and right; a wrong one may be set aside, by who holds its lock"
     path = cell.path(folder)
-    if not path.exists(): return False
+    if not os.path.exists(path): return False  # nor where one can't look
     try: read_cell(path, _recipe(cell, version))
     except (ValueError, KeyError, TypeError) as e:
         if aside: _set_aside(path, str(e))
@@ -161,7 +161,8 @@ class _Caught:
 def _note(cell, folder, text):
     "Write an error beside the place of a cell's file, or with \"\" remove it"
     path = cell.path(folder).with_suffix(".error")
-    if not text: return removed(path)
+    if not text:
+        with explained(path): return removed(path)
     made(path.parent)
     with written(path) as temp: temp.write_text(text, encoding="utf-8")
 

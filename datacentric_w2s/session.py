@@ -9,6 +9,7 @@ __all__ = ['Plan', 'Query', 'Told', 'Session', 'plot_session']
 import hashlib
 import io
 import json
+import os
 import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -305,7 +306,7 @@ class Session:
     ):
         ledger = Ledger(plan.reward, len(plan))
         self.plan, self.path, self._last = plan, None if path is None else Path(path), None
-        if self.path and self.path.exists(): raise FileExistsError(f"{path}: exists; go on with Session.restore(path), or choose another path")
+        if self.path and os.path.exists(self.path): raise FileExistsError(f"{path}: exists; go on with Session.restore(path), or choose another path")
         self._commit(_State(ledger if judge is None else ledger.fix(judge)))
 
 # %% ../nbs/02f_session.ipynb #c028
