@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from .artifacts import ARTIFACTS, artifact, artifact_id, cache_dir
 from .core import PRESETS, Labelled, Problem, Splits, Texts, Views, preset
-from .files import held, sha256, written
+from .files import held, made, room, sha256, written
 
 # %% ../nbs/00c_activations.ipynb #c008
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ def _rewritten(name, check=False):
     folder = cache_dir() / "models" / _rewritten_name(name)
     done = lambda: folder.exists() and (not check or _intact(folder))
     if done(): return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    made(folder.parent)
     with held(folder, f"rewriting {name}"):
         if done(): return folder  # another process was faster
         if folder.exists(): warnings.warn(f"{folder.name}: the rewritten model in the cache is damaged; it is written anew", stacklevel=2)
         shutil.rmtree(folder, ignore_errors=True)
         temp = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temp, ignore_errors=True)  # of a process that was killed
-        temp.mkdir()
+        made(temp)
         try: _write_folder(artifact(name), temp), os.replace(temp, folder)
         finally: shutil.rmtree(temp, ignore_errors=True)
     return folder
@@ -523,7 +523,7 @@ def _store(root, look):
     from transformers import __version__ as version
     lm, layer, pooling, dtype = look.lm, look.layer, look.pooling, look.dtype
     recipe = dict(format=1, model=lm.identity, layer=layer, pooling=pooling, dtype=dtype, max_length=lm.max_length, transformers=version.split(".")[0])
-    name = re.sub(r"[^\w.-]+", "-", lm.name)
+    name = re.sub(r"[^\w.-]+", "-", lm.name).encode()[:100].decode(errors="ignore")
     return Store(Path(root) / f"{name}-{layer}-{pooling}-{dtype}-{_digest(recipe)[:12]}", recipe)
 
 # %% ../nbs/00c_activations.ipynb #c057
@@ -567,7 +567,11 @@ class _Sheet:
         if self.x is None: self.x = self._blank((self.n, x.shape[1]))
         self.x[rows] = x
 
-    def _blank(self, shape): return np.empty(shape, np.float32) if self.path is None else np.lib.format.open_memmap(self.path, "w+", np.float32, shape)
+    def _blank(self, shape):
+        if self.path is None: return np.empty(shape, np.float32)
+        x = np.lib.format.open_memmap(self.path, "w+", np.float32, shape)
+        room(self.path)
+        return x
 
 # %% ../nbs/00c_activations.ipynb #n32ecca5
 def _read(store, keys, rows, sheet, report=False):
@@ -620,7 +624,7 @@ def _prepare(store):
 def _through(store, texts, keys, rows, sheet, compute):
     "Put the activations of distinct texts into `sheet`: from the store; what is missing is computed under its lock and written shard by shard"
     if _read(store, keys, rows, sheet).all(): return  # needs no lock, and no right to write
-    store.folder.mkdir(parents=True, exist_ok=True)
+    made(store.folder)
     with held(store.folder / ".store", store.folder.name):
         _prepare(store)
         todo = np.flatnonzero(~_read(store, keys, rows, sheet, report=True))  # another process may have been faster

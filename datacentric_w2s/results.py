@@ -23,7 +23,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from importlib.resources import files
-from itertools import chain
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, default_int_handler, signal
 from time import perf_counter
@@ -37,7 +36,7 @@ from tqdm import tqdm
 from .core import KINDS, PALETTE, Splits, clustered_se, preset as get_preset
 from .data import load_splits
 from .detection import Rules, detect
-from .files import sha256, written
+from .files import held, made, sha256, written
 from .probes import LinearProbe, corrected_se, evaluate, split_ratio, with_sizes
 
 # %% ../nbs/07_results.ipynb #c006
@@ -99,7 +98,7 @@ def write_cell(
     body = df.to_csv(index=False, lineterminator="\n").encode()
     about = _recipe(cell, version) | dict(rows=len(df), dtypes={c: str(t) for c, t in df.dtypes.items()}, sha256=hashlib.sha256(body).hexdigest())
     path = cell.path(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made(path.parent)
     with written(path) as temp: temp.write_bytes(f"# {json.dumps(about)}\n".encode() + body)
     return path
 
@@ -136,13 +135,15 @@ def _set_aside(path, why):
     warnings.warn(f"{why}; it was set aside as {aside.name} and is computed anew", stacklevel=4)
 
 
-def _finished(cell, folder, version):
-    "Whether a cell's file is there and right; a wrong one is set aside"
+def _finished(cell, folder, version, aside=False):
+    "Whether a cell's file is there and right; a wrong one may be set aside, by who holds its lock"
     path = cell.path(folder)
     if not path.exists(): return False
     try: read_cell(path, _recipe(cell, version))
-    except (ValueError, KeyError, TypeError) as e: _set_aside(path, str(e))
-    return path.exists()
+    except (ValueError, KeyError, TypeError) as e:
+        if aside: _set_aside(path, str(e))
+        return False
+    return True
 
 
 class _Caught:
@@ -161,16 +162,32 @@ def _note(cell, folder, text):
     "Write an error beside the place of a cell's file, or with \"\" remove it"
     path = cell.path(folder).with_suffix(".error")
     if not text: return path.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made(path.parent)
     with written(path) as temp: temp.write_text(text, encoding="utf-8")
 
 
-def _run_one(cell, folder, measure, version):
-    "Measure a cell and write its file, or the error beside its place; returns the cell, the seconds it took, and the error or None"
-    start = perf_counter()
-    with _Caught() as caught, threadpool_limits(1, "blas"): write_cell(cell, measure(cell), folder, version=version)
-    _note(cell, folder, caught.trace)
-    return cell, perf_counter() - start, caught.error and f"{type(caught.error).__name__}: {caught.error}"
+_ELSEWHERE, _THERE = "another process is at work on it", "another process has finished it meanwhile"
+
+
+def _run_one(cell, folder, measure, version, wait=True):
+    "Measure a cell and write its file, or the error beside its place; returns the cell, the seconds it took, and the error, or what another process does with it, or None"
+    made((path := cell.path(folder)).parent)
+    with held(path, f"{cell.stem} {cell.experiment}", wait) as mine:
+        if not mine: return cell, 0., _ELSEWHERE
+        if _finished(cell, folder, version, aside=True): return cell, 0., _THERE
+        start = perf_counter()
+        with _Caught() as caught, threadpool_limits(1, "blas"): write_cell(cell, measure(cell), folder, version=version)
+        _note(cell, folder, caught.trace)
+        return cell, perf_counter() - start, caught.error and f"{type(caught.error).__name__}: {caught.error}"
+
+
+def _run_each(cells, one):
+    "Run the cells of a split one by one, up to the first one that another process is at work on"
+    error = None
+    for c in cells:
+        result = (c, 0., error) if error == _ELSEWHERE else one(c)
+        error = result[2]
+        yield result
 
 
 def _worker():
@@ -183,7 +200,7 @@ def _worker():
 def _run_group(cells, one):
     "Run cells in a worker one by one"
     signal(SIGINT, default_int_handler)
-    try: return [one(c) for c in cells]
+    try: return list(_run_each(cells, one))
     finally: signal(SIGINT, SIG_IGN)
 
 # %% ../nbs/07_results.ipynb #c016
@@ -212,6 +229,16 @@ def _in_processes(groups, jobs, one, done, folder):
         results = [(cell, float("nan"), None)] if done(cell) else next(_pool(deque([[cell]]), 1, one))[1]
         if results is None: _note(cell, folder, why := "the process died (killed from outside, or out of memory?)")
         yield from results or [(cell, float("nan"), why)]
+
+
+def _shared(groups, run):
+    "Yield what `run` gives: first whole splits, then the cells that are left, and last those that another process must be waited for"
+    for wait in (False, False, True):
+        later = []
+        for result in run(groups, wait):
+            if result[2] == _ELSEWHERE: later.append([result[0]])
+            else: yield result
+        groups = later
 
 # %% ../nbs/07_results.ipynb #c017
 def _check_importable(measure):
@@ -254,16 +281,19 @@ def run_cells(
     log=None,       # a function that is called with each row that a cell measured, a dict with dataset, seed, experiment and the columns; here, as cells end
     version="",     # of whatever decides the values; files of another version are set aside
 ) -> pd.DataFrame:  # one row a cell: dataset, seed, experiment, status (kept, computed, failed), seconds, error
-    "Run the cells whose files aren't there yet. An error loses its own cell, and an interrupt those at work. Raises ValueError for a function that can't be imported."
+    "Run the cells whose files aren't there yet; processes that run the same share the work. An error loses its own cell, and an interrupt those at work. Raises ValueError for a function that can't be imported."
     if jobs > 1: _check_importable(measure)
     cells = list(dict.fromkeys(cells))
     done = partial(_finished, folder=folder, version=version)
     kept = {c for c in cells if done(c)}
     groups, results = _by_split(c for c in cells if c not in kept), {}
     one = partial(_run_one, folder=folder, measure=measure, version=version)
+    here = lambda groups, wait: (r for g in groups for r in _run_each(g, partial(one, wait=wait)))
+    there = lambda groups, wait: _in_processes(groups, jobs, partial(one, wait=wait), done, folder)
     with tqdm(total=len(cells), initial=len(kept), desc="cells", disable=not progress) as bar:
-        for cell, seconds, error in map(one, chain(*groups)) if jobs == 1 else _in_processes(groups, jobs, one, done, folder):
-            results[cell] = seconds, error
+        for cell, seconds, error in _shared(groups, here if jobs == 1 else there):
+            if error == _THERE: kept.add(cell)
+            else: results[cell] = seconds, error
             if log is not None and error is None: _log_cell(cell, folder, log)
             bar.update()
             bar.set_postfix(last=f"{cell.dataset}-{cell.seed} {cell.experiment}", failed=sum(e is not None for _, e in results.values()))

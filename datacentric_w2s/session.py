@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from .core import PALETTE, label_lines
 from .detection import Rules
-from .files import written
+from .files import held, written
 from .regret import POLICIES
 from .rewards import Ledger, Reward, reward_of
 
@@ -313,9 +313,11 @@ class Session:
 def _commit(self: Session, state):
     "Write the state, and only then take it"
     if self.path:
-        if self.path.exists() and self._last != (on_disk := self.path.open("rb").readline().rstrip(b"\n")):
-            raise RuntimeError(f"{self.path}: was written by another session since (it says {on_disk[-12:]!r}); restore it, and tell the batch there")
-        with written(self.path) as temp: temp.write_bytes(content := _pack(_recipe(self.plan, state), _arrays(state)))
+        content = _pack(_recipe(self.plan, state), _arrays(state))
+        with held(self.path, f"the session {self.path.name}"):  # else two could look before either writes
+            if self.path.exists() and self._last != (on_disk := self.path.open("rb").readline().rstrip(b"\n")):
+                raise RuntimeError(f"{self.path}: was written by another session since (it says {on_disk[-12:]!r}); restore it, and tell the batch there")
+            with written(self.path) as temp: temp.write_bytes(content)
         self._last = content.partition(b"\n")[0]
     self._state = state
 

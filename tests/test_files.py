@@ -39,7 +39,7 @@ def test_another_file_of_a_living_or_unknown_writer_stays(tmp_path):
     with written(tmp_path / "rows.csv") as temp: temp.write_text("a")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    made = {k: temp.with_name(temp.name.replace(f"-{os.getpid()}.", f"-{v}.")) for k, v in dict(dead=dead.pid, living=os.getppid(), odd="x", huge=10**30).items()}
+    made = {k: temp.with_name(temp.name.replace(f"-{os.getpid()}-", f"-{v}-")) for k, v in dict(dead=dead.pid, living=os.getppid(), odd="x", huge=10**30).items()}
     made["elsewhere"] = temp.with_name(temp.name.replace(temp.name.split(".")[-2].split("-")[0] + "-", "0" * 6 + "-"))
     made["of another file"] = temp.with_name(temp.name.replace(temp.name.split(".")[-3], "0" * 8))
     for p in made.values(): p.write_text("")
@@ -95,6 +95,18 @@ def test_a_lock_falls_with_its_owner_even_when_a_child_lives_on(tmp_path):
     with held(tmp_path / "x", "x"): took = time.monotonic() - start
     os.kill(child, signal.SIGKILL)
     assert took < 20
+
+
+def test_threads_of_one_process_do_not_disturb_each_other(tmp_path):
+    def write(k):
+        for _ in range(30):
+            with written(tmp_path / "rows.csv") as temp: temp.write_text(str(k) * 5000)
+
+    threads = [threading.Thread(target=write, args=(k,)) for k in range(4)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    text = (tmp_path / "rows.csv").read_text()
+    assert names(tmp_path) == ["rows.csv"] and text == text[0] * 5000
 
 
 def test_a_hash_is_remembered_only_where_a_change_would_show(tmp_path):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 NBS = ROOT / "nbs"
 SITE = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"]
 PAGES = sorted(p.name for p in NBS.glob("*") if p.suffix in (".ipynb", ".qmd", ".md") and p.name[0] not in "._")
-TOP = ["start.ipynb", "own_data.ipynb", "reference/index.qmd", "06_performance.ipynb", "cost.ipynb", "glossary.qmd", "references.qmd", "contributing.qmd"]
+TOP = ["start.ipynb", "own_data.ipynb", "reference/index.qmd", "06_performance.ipynb", "cost.ipynb", "promises.ipynb", "glossary.qmd", "references.qmd", "contributing.qmd"]
 
 
 def links(entries):
