@@ -6,6 +6,7 @@
 __all__ = ['LanguageModel', 'language_model', 'Shard', 'Look', 'activations', 'make_problem']
 
 # %% ../nbs/00c_activations.ipynb #c002
+import errno
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from .artifacts import ARTIFACTS, artifact, artifact_id, cache_dir
 from .core import PRESETS, Labelled, Problem, Splits, Texts, Views, preset
-from .files import contents, held, made, room, sha256, written
+from .files import contents, held, made, plain, room, sha256, written
 
 # %% ../nbs/00c_activations.ipynb #c008
 @dataclass(frozen=True)
@@ -133,25 +134,35 @@ def _write_folder(file, folder):
     (folder / "manifest.json").write_text(json.dumps({p.name: sha256(p) for p in sorted(folder.iterdir())}, indent=1))
 
 # %% ../nbs/00c_activations.ipynb #c019
-def _intact(folder):
-    "Whether every file of a rewritten model has the hash that its manifest says"
-    try: return all(sha256(folder / name) == sha for name, sha in json.loads(contents(folder / "manifest.json", _SMALL >> 4)).items())
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError): return False
+def _intact(folder, weights=True):
+    "Whether a rewritten model has the files that its manifest says and no others, each with its hash; without `weights`, which take longest, all but these"
+    try: said = json.loads(contents(folder / "manifest.json", _SMALL >> 4))
+    except (OSError, ValueError, RecursionError): return False
+    names = {p.name for p in folder.iterdir() if not p.name.startswith(".")} - {"manifest.json"}
+    if not isinstance(said, dict) or {"config.json", "model.safetensors"} - names or said.keys() != names: return False
+    try: return all(sha256(folder / name) == sha for name, sha in said.items() if weights or not name.endswith(".safetensors"))
+    except (OSError, ValueError): return False
+
+
+def _removed(path):
+    "Remove whatever lies at a path: a folder, a file, or a link but not what it leads to"
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
+    else: path.unlink(missing_ok=True)
 
 
 def _rewritten_name(name): return f"{name}-{artifact_id(name)[:12]}"
 
 
 def _rewritten(name, check=False):
-    "The folder of an embedded GGUF model, written on first use; `check` compares all hashes and writes it anew where one differs"
+    "The folder of an embedded GGUF model, written on first use, and anew where it is damaged; `check` looks at the weights, too"
     folder = cache_dir() / "models" / _rewritten_name(name)
-    done = lambda: folder.exists() and (not check or _intact(folder))
+    done = lambda: folder.is_dir() and _intact(folder, check)
     if done(): return folder
     made(folder.parent)
     with held(folder, f"rewriting {name}"):
         if done(): return folder  # another process was faster
-        if folder.exists(): warnings.warn(f"{folder.name}: the rewritten model in the cache is damaged; it is written anew", stacklevel=2)
-        shutil.rmtree(folder, ignore_errors=True)
+        if os.path.lexists(folder): warnings.warn(f"{folder.name}: the rewritten model in the cache is damaged; it is written anew", stacklevel=2)
+        _removed(folder)
         temp = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temp, ignore_errors=True)  # of a process that was killed
         made(temp)
@@ -574,6 +585,7 @@ class Store:
     "One folder of the cache: activations of any texts, seen in one way."
     folder: Path  # where it lies
     recipe: dict  # all that decides the values, except the texts; what the JSON manifest holds
+    width: int | None = None  # of the rows, where their shards don't say it
 
     @property
     def key(self): return _digest(self.recipe)
@@ -585,7 +597,7 @@ def _store(root, look):
     lm, layer, pooling, dtype = look.lm, look.layer, look.pooling, look.dtype
     recipe = dict(format=1, model=lm.identity, layer=layer, pooling=pooling, dtype=dtype, max_length=lm.max_length, transformers=version.split(".")[0])
     name = re.sub(r"[^\w.-]+", "-", lm.name).encode()[:100].decode(errors="ignore")
-    return Store(Path(root) / f"{name}-{layer}-{pooling}-{dtype}-{_digest(recipe)[:12]}", recipe)
+    return Store(Path(root) / f"{name}-{layer}-{pooling}-{dtype}-{_digest(recipe)[:12]}", recipe, lm.width)
 
 # %% ../nbs/00c_activations.ipynb #c057
 def _checksum(a): return hashlib.sha256(np.ascontiguousarray(a).data).hexdigest()
@@ -594,24 +606,48 @@ def _checksum(a): return hashlib.sha256(np.ascontiguousarray(a).data).hexdigest(
 def _write_shard(store, keys, x):
     "Write one shard; its name comes from its texts"
     from safetensors.numpy import save
-    about = dict(store=store.key, keys_sha256=_checksum(keys), x_sha256=_checksum(x))
+    about = dict(store=store.key, keys_sha256=_checksum(keys), x_sha256=_checksum(x), width=str(x.shape[1]))
     with written(store.folder / f"{about['keys_sha256'][:16]}.safetensors") as temp: temp.write_bytes(save(dict(keys=keys, x=x), metadata=about))
 
 # %% ../nbs/00c_activations.ipynb #c059
 class _Damaged(ValueError): "A shard that can't be used, and why"
 
 
+_LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)  # errors that say what the process lacks, and nothing of the file
+
+
+@contextmanager
+def _reading():
+    "Whatever goes wrong in reading a shard means that it is damaged, but for what the process lacks"
+    from safetensors import SafetensorError
+    try: yield
+    except _Damaged: raise
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as e:
+        if isinstance(e, OSError) and e.errno in _LACKS: raise
+        raise _Damaged(f"it can't be read ({e})") from e
+
+
 @contextmanager
 def _open_shard(store, path):
     "(keys, a function that gives x); raises _Damaged where the file is not what this store wrote"
-    from safetensors import SafetensorError, safe_open
-    try:
-        with safe_open(path, "np") as f:
+    from safetensors import safe_open
+    with ExitStack() as stack:
+        with _reading():
+            with open(plain(path), "rb"): f = stack.enter_context(safe_open(path, "np"))
             about = f.metadata() or {}
             if about.get("store") != store.key: raise _Damaged("it belongs to another model, layer, pooling, dtype or length limit")
             keys = _tensor(f, "keys", about, np.uint8, (-1, 32))
-            yield keys, lambda: _tensor(f, "x", about, np.float32, (len(keys), -1))
-    except (SafetensorError, OSError, TypeError) as e: raise _Damaged(f"it can't be read ({e})") from e
+            if path.stem != about["keys_sha256"][:16]: raise _Damaged("its name is not that of its texts")
+            if len({k.tobytes() for k in keys}) < len(keys): raise _Damaged("a text stands in it twice")
+        yield keys, partial(_values, f, about, (len(keys), store.width or -1))
+
+
+def _values(f, about, shape):
+    "The rows of an open shard"
+    with _reading():
+        x = _tensor(f, "x", about, np.float32, (shape[0], int(about.get("width", shape[1]))))
+        if not np.isfinite(x).all(): raise _Damaged("it holds NaN or infinite numbers")
+        return x
 
 
 def _tensor(f, name, about, dtype, shape):
@@ -653,8 +689,15 @@ def _read(store, keys, rows, sheet, report=False):
         except _Damaged as e:
             if not report: continue  # read again, with the store locked
             warnings.warn(f"cache: {store.folder.name}/{path.name}: {e}; it is set aside, and computed again where it is needed", stacklevel=4)
-            os.replace(path, path.with_suffix(".unusable"))
+            _set_aside(path)
     return found
+
+
+def _set_aside(path):
+    "Rename what can't be used; of each name one is kept, the last"
+    _removed(aside := path.with_suffix(".unusable"))
+    path.rename(aside)
+
 
 # %% ../nbs/00c_activations.ipynb #c065
 TEXTS_A_SHARD = 512
@@ -677,11 +720,12 @@ def _prepare(store):
     from transformers import __version__ as transformers_version
     for left in store.folder.glob(".*.tmp"): left.unlink(missing_ok=True)
     path = store.folder / "manifest.json"
-    if path.exists():
+    if os.path.lexists(path):
         try: said = json.loads(contents(path, _SMALL >> 4))
-        except (ValueError, RecursionError): said = None
+        except (OSError, ValueError, RecursionError): said = None
         if isinstance(said, dict) and (said.get("key"), said.get("recipe")) == (store.key, store.recipe): return
         warnings.warn(f"cache: {store.folder.name}/manifest.json is damaged or of another store; it is written anew, and each shard is checked by itself", stacklevel=4)
+        if path.is_symlink() or not path.is_file(): _set_aside(path)  # what a link leads to may be another store's
     about = dict(key=store.key, recipe=store.recipe, made_with=dict(torch=torch_version, transformers=transformers_version))
     with written(path) as temp: temp.write_text(json.dumps(about, indent=1))
 
