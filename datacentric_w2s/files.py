@@ -99,7 +99,7 @@ def written(
     temp = _temporary(path)
     try:
         for left in _left(path): left.unlink(missing_ok=True)
-        if path.exists(): _replaceable(path)
+        if os.path.exists(path): _replaceable(path)
         yield temp
         with open(temp, "rb+") as f: os.fsync(f.fileno())
         os.replace(temp, path)

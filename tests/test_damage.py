@@ -17,6 +17,7 @@ from test_sharing import check_same, make
 from datacentric_w2s import activations as A
 from datacentric_w2s import artifacts as art
 from datacentric_w2s import session as S
+from datacentric_w2s.cluster import detect_ranges
 from datacentric_w2s.results import collect, grid, run_cells
 from datacentric_w2s.session import Session
 from datacentric_w2s.sharing import read_shared, write_shared
@@ -580,6 +581,41 @@ def test_shared_files_of_other_types_orders_and_formats(tmp_path, tally):
     try_all(record, path, damages=cases, **run)
     assert record.count("refused") > .8 * len(record.seen)
     tally("damage", "shared rows: other types, orders, notes and formats", len(record.seen), record.failed)
+
+
+# --- scores of many rows, which a later run goes on with
+@pytest.mark.parametrize("left", ["finished", "half"])
+def test_columns_of_scores(left, tmp_path, effort, tally, monkeypatch):
+    rng, record, folder = np.random.default_rng(0), Record(), tmp_path / "columns"
+    p, x = rng.random(60), rng.normal(size=(60, 3)).astype(np.float32)
+    folder.mkdir()
+    act = lambda: detect_ranges(p, x, how="max_dot", t_hard=.3, t_overlap=.5, rows=15, group=2, folder=folder).score[:]
+    want = np.array(act())
+    path = next(folder.glob("score-*.npy"))
+    notes = path.with_suffix(".done")
+    if left == "half":  # killed after three of the eight tasks
+        lines = notes.read_text().splitlines()
+        assert len(lines) == 8
+        clear(path), clear(notes)
+        put_note, done = type(notes).open, []
+
+        def die(self, *a, **k):
+            if self.suffix == ".done" and a and a[0] == "a":
+                done.append(1)
+                if len(done) > 3: raise KeyboardInterrupt
+            return put_note(self, *a, **k)
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(type(notes), "open", die)
+            act()
+    files = contents_of(folder)
+    run = dict(restore=lambda: restored(folder, files), act=act, right=lambda got: np.array_equal(got, want, equal_nan=True), names=[path.name, notes.name], errors=(ValueError, OSError))
+    try_all(record, path, damages=changes(path, files[path.name], effort=effort, cuts=8, flips=40), **run)
+    try_all(record, notes, damages=changes(notes, files[notes.name], effort=effort, cuts=8, flips=40), **run)
+    for target in (path, notes): try_all(record, target, damages=odd_things(target), **run | dict(names=[*run["names"], "zero", folder.name]))
+    restored(folder, files)
+    put(notes, b"\n".join(line.rpartition(b" ")[0].rpartition(b" ")[0] for line in files[notes.name].splitlines()))  # as earlier versions wrote them
+    record.add("notes of an earlier version", verdict(act, run["right"], run["names"]), must=True)
+    tally("damage", f"scores of many rows, {left}: the column or its notes damaged, or no file", len(record.seen), record.failed)
 
 
 # --- the harness itself
