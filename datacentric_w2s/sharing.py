@@ -214,7 +214,8 @@ def _bounded(path):
     with pq.ParquetFile(path) as f:
         blocks, size = [], 0
         for b in f.iter_batches(1024):
-            blocks, size = [*blocks, b], size + b.nbytes
+            blocks.append(b)
+            size += b.nbytes
             if size > _LARGEST: raise ValueError(f"its columns have {size:,} bytes or more, wanted at most {_LARGEST:,}")
         return pa.Table.from_batches(blocks, f.schema_arrow)
 
