@@ -8,6 +8,7 @@ __all__ = ['read_range', 'ranges', 'Bins', 'sketch', 'GainBounds', 'gain_bounds'
 
 # %% ../nbs/06a_cluster.ipynb #k003
 import hashlib
+import io
 import os
 import pickle
 import warnings
@@ -294,10 +295,11 @@ def _column(n, folder, name, new=True):
 
 
 def _is_column(path, n):
-    "Whether a file holds n numbers"
-    try: a = np.lib.format.open_memmap(plain(path), "r")
-    except (OSError, ValueError, TypeError, EOFError, OverflowError, SyntaxError): return False
-    return a.shape == (n,) and a.dtype == np.float64
+    "Whether a file begins as one of n numbers does, and is as long"
+    np.lib.format.write_array_header_1_0(head := io.BytesIO(), dict(descr=np.lib.format.dtype_to_descr(np.dtype(float)), fortran_order=False, shape=(n,)))
+    try:
+        with open(plain(path), "rb") as f: return f.read(head.tell()) == head.getvalue() and os.fstat(f.fileno()).st_size == head.tell() + 8 * n
+    except (OSError, ValueError): return False
 
 
 def _label_range(span, probe, x): return span, pseudolabel(probe, read_range(x, span)).p
