@@ -315,7 +315,7 @@ def _coherent(plan, state):
     "Raise ValueError where the types, lengths or values of a session's parts don't fit together"
     led = state.ledger
     T, n, K = len(led.batches), len(led.conf), len(plan)
-    if led.x.dtype not in (np.float32, np.float64) or led.x.ndim != (2 if led.x.size else 1): raise ValueError(f"x is {led.x.dtype} of shape {led.x.shape}")
+    if led.x.dtype not in (np.float32, np.float64) or led.x.ndim != 2 and led.x.size: raise ValueError(f"x is {led.x.dtype} of shape {led.x.shape}")
     rows, d = dict(score=n, hard=n, flag=n, conf=n, batches=T, sizes=T), led.x.shape[-1]
     for f in fields(Ledger):
         if f.name == "x" or not isinstance(v := getattr(led, f.name), np.ndarray): continue
