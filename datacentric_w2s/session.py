@@ -26,7 +26,7 @@ from .core import PALETTE, label_lines
 from .detection import Rules
 from .files import contents, held, plain, written
 from .regret import POLICIES
-from .rewards import Ledger, Reward, reward_of
+from .rewards import _SIMILAR, Ledger, Reward, reward_of
 
 # %% ../nbs/02f_session.ipynb #c007
 @dataclass(frozen=True)
@@ -322,7 +322,8 @@ def _coherent(plan, state):
         like, shape = f.default_factory().dtype, {k: (m,) for k, m in rows.items()}.get(f.name) or ((0,) if not len(v) else dict(best=(n,), at=(n,), limits=(2,), mean=(d,), rates=(K, 2))[f.name])
         if v.shape != shape or v.dtype != like and not (f.name == "mean" and v.dtype == np.float32): raise ValueError(f"{f.name} is {v.dtype} of shape {v.shape}, wanted {like} of shape {shape}")
     if state.seen.dtype != float or state.seen.shape != (T, 2, K if T else 0): raise ValueError(f"seen is {state.seen.dtype} of shape {state.seen.shape}")
-    if plan.reward.rule == "recount" and not len(led.best) == len(led.at) == n: raise ValueError(f"recount: best and at have {len(led.best)} and {len(led.at)} rows, wanted {n}")
+    how = plan.reward.detector.how
+    if plan.reward.rule == "recount" and not callable(how) and how in _SIMILAR and not plan.reward.detector.center and not (len(led.best) == n and len(led.at) in (0, n)): raise ValueError(f"recount: best and at have {len(led.best)} and {len(led.at)} rows, wanted {n}")
     if len(led.at) and (len(led.x) != n or not ((led.at >= -1) & (led.at < n)).all()): raise ValueError("at counts other rows than x has")
     if not np.isfinite(led.x).all() or not ((led.conf >= 0) & (led.conf <= 1)).all() or not np.isin(led.flag, (-1, 0, 1)).all(): raise ValueError("features, confidences or flags are out of range")
     if not ((led.batches >= 0) & (led.batches < K)).all() or not (led.sizes > 0).all() or led.sizes.sum() != n: raise ValueError("batches don't fit to sources and rows")

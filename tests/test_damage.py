@@ -18,7 +18,9 @@ from datacentric_w2s import activations as A
 from datacentric_w2s import artifacts as art
 from datacentric_w2s import session as S
 from datacentric_w2s.cluster import detect_ranges
+from datacentric_w2s.detection import Rules
 from datacentric_w2s.results import collect, grid, run_cells
+from datacentric_w2s.rewards import REWARDS, Reward
 from datacentric_w2s.session import Session
 from datacentric_w2s.sharing import read_shared, write_shared
 
@@ -517,6 +519,19 @@ def test_sessions_with_right_checksums_and_wrong_content(session, tally):
         body = rest.partition(b"\n")[0] + b"\n" + payload
         try_all(record, path, damages=[(k, f"{S._FORMAT} {S._VERSION} {hashlib.sha256(body).hexdigest()}\n".encode() + body)], **run)
     tally("damage", "sessions: wrong types, lengths, names and formats with right checksums", len(record.seen), record.failed)
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("how", ["max_abs_cosine", "max_dot", "mean_square", "quantile", "own"])
+def test_whatever_a_session_writes_it_reads(how, center, tmp_path):
+    given = dict(how=lambda x, x_hard: (x @ x_hard.T).max(1)) if how == "own" else {}
+    try: rules = Rules(given.get("how", how), center=center)
+    except ValueError: pytest.skip(f"no such detector: {how!r} with center={center}")
+    for rule in REWARDS:
+        s = Session(replace(plan_of(rule=rule, horizon=3), reward=Reward(rule, rules, warmup=2 if rule == "warmup" else None, rates=(.9, .1) if rule == "calibrated" else None)), path := tmp_path / rule)
+        while query := s.ask():
+            buy(s, query)
+            assert content_of(Session.restore(path, **given)) == path.read_bytes()
 
 
 # --- shared rows
