@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from .artifacts import ARTIFACTS, artifact, artifact_id, cache_dir
 from .core import PRESETS, Labelled, Problem, Splits, Texts, Views, preset
-from .files import contents, held, made, plain, room, sha256, written
+from .files import contents, held, made, plain_file, room, sha256, written
 
 # %% ../nbs/00c_activations.ipynb #c008
 @dataclass(frozen=True)
@@ -633,7 +633,7 @@ def _open_shard(store, path):
     from safetensors import safe_open
     with ExitStack() as stack:
         with _reading():
-            with open(plain(path), "rb"): f = stack.enter_context(safe_open(path, "np"))
+            with open(plain_file(path), "rb"): f = stack.enter_context(safe_open(path, "np"))
             about = f.metadata() or {}
             if about.get("store") != store.key: raise _Damaged("it belongs to another model, layer, pooling, dtype or length limit")
             keys = _tensor(f, "keys", about, np.uint8, (-1, 32))

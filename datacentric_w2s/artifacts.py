@@ -124,8 +124,7 @@ def _faults(folder, a):
     faults += [f"{f} is none of its files" for f in _strangers(folder, a.members, files)]
     for f, (size, sha) in files.items():
         p = folder / f
-        if not _safe(f): return [*faults, f"manifest.json names {f[:60]!r}"]
-        if not p.is_file(): faults.append(f"{f} is missing")
+        if not os.path.isfile(p): faults.append(f"{f} is missing")
         elif p.stat().st_size != size: faults.append(f"{f} has {p.stat().st_size:,} bytes, wanted {size:,}")
         elif sha256(p) != sha: faults.append(f"{f} has another sha256 than when it was extracted")
     return faults

@@ -26,7 +26,7 @@ import pandas as pd
 
 from .core import KINDS, Partition, Pseudolabels, _table
 from .detection import Rules, _said, _says, overlap_score
-from .files import contents, plain, room, written
+from .files import contents, plain_file, room, written
 from .probes import pseudolabel
 
 # %% ../nbs/06a_cluster.ipynb #k006
@@ -298,7 +298,7 @@ def _is_column(path, n):
     "Whether a file begins as one of n numbers does, and is as long"
     np.lib.format.write_array_header_1_0(head := io.BytesIO(), dict(descr=np.lib.format.dtype_to_descr(np.dtype(float)), fortran_order=False, shape=(n,)))
     try:
-        with open(plain(path), "rb") as f: return f.read(head.tell()) == head.getvalue() and os.fstat(f.fileno()).st_size == head.tell() + 8 * n
+        with open(plain_file(path), "rb") as f: return f.read(head.tell()) == head.getvalue() and os.fstat(f.fileno()).st_size == head.tell() + 8 * n
     except (OSError, ValueError): return False
 
 

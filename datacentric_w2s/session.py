@@ -24,7 +24,7 @@ from fastcore.basics import patch
 
 from .core import PALETTE, label_lines
 from .detection import Rules
-from .files import contents, held, plain, written
+from .files import contents, held, plain_file, written
 from .regret import POLICIES
 from .rewards import _SIMILAR, Ledger, Reward, reward_of
 
@@ -359,7 +359,7 @@ def _commit(self: Session, state):
     "Write the state, and only then take it"
     if self.path:
         content = _pack(_recipe(self.plan, state), _arrays(state))
-        if self.path.exists(): plain(self.path)
+        if self.path.exists(): plain_file(self.path)
         with held(self.path, f"the session {self.path.name}"):  # else two could look before either writes
             if self.path.exists() and self._last != (on_disk := self.path.open("rb").readline().rstrip(b"\n")):
                 raise RuntimeError(f"{self.path}: was written by another session since (it says {on_disk[-12:]!r}); restore it, and tell the batch there")

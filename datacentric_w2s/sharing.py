@@ -21,7 +21,7 @@ import numpy as np
 from .activations import language_model
 from .core import Partition, Preset, Problem, Pseudolabels
 from .data import datasets as known_datasets
-from .files import plain, written
+from .files import plain_file, written
 
 # %% ../nbs/08a_sharing.ipynb #s6f37fe6
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def read_shared(
     import pyarrow.parquet as pq
     name = getattr(path, "name", str(path).rpartition("/")[2])
     bad = lambda e: ValueError(f"{name}: no parquet file, or a damaged one ({str(e)[:80]}); get it again")
-    if isinstance(path, (str, os.PathLike)) and os.path.lexists(path): plain(path)
+    if isinstance(path, (str, os.PathLike)) and os.path.lexists(path): plain_file(path)
     try: notes = pq.read_schema(path).metadata or {}
     except (pa.ArrowException, OSError, ValueError) as e:
         if isinstance(e, FileNotFoundError): raise

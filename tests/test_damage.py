@@ -200,7 +200,7 @@ def test_what_the_process_lacks_is_no_damage(store, monkeypatch, number):
     s, files, _ = store
 
     def refuse(path): raise OSError(number, os.strerror(number), str(path))
-    monkeypatch.setattr(A, "plain", refuse)
+    monkeypatch.setattr(A, "plain_file", refuse)
     with pytest.raises(OSError, match=os.strerror(number)): read_store(s)
     assert contents_of(s.folder) == files
 
@@ -251,7 +251,7 @@ def test_extracted_files_of_an_artifact(toys, effort, tally):
     folder, foes = art._folder(a), contents_of(art._folder(foe)) or contents_of(art.artifact(foe).parents[1])
     files, record = contents_of(folder), Record()
     file, manifest = path / "a.txt", folder / "manifest.json"
-    run = dict(restore=lambda: restored(folder, files), act=lambda: art.artifact(a), right=lambda p: p == path and files_of(p) == want, names=["a.txt", "b.txt", "manifest.json"])
+    run = dict(restore=lambda: restored(folder, files), act=lambda: art.artifact(a), right=lambda p: p == path and files_of(p) == want, names=["a.txt", "b.txt", "manifest.json", "toy_data/rows/"])
     try_all(record, file, damages=changes(file, file.read_bytes(), effort=effort, cuts=60, flips=200), must=True, **run)
     tally_of = len(record.seen)
     try_all(record, manifest, damages=changes(manifest, manifest.read_bytes(), effort=effort, cuts=60, flips=250), **run)
