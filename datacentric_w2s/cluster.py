@@ -8,8 +8,10 @@ __all__ = ['read_range', 'ranges', 'Bins', 'sketch', 'GainBounds', 'gain_bounds'
 
 # %% ../nbs/06a_cluster.ipynb #k003
 import hashlib
+import io
 import os
 import pickle
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +26,7 @@ import pandas as pd
 
 from .core import KINDS, Partition, Pseudolabels, _table
 from .detection import Rules, _said, _says, overlap_score
-from .files import explained, room, written
+from .files import contents, explained, plain_file, room, written
 from .probes import pseudolabel
 
 # %% ../nbs/06a_cluster.ipynb #k006
@@ -285,12 +287,20 @@ def _column(n, folder, name, new=True):
     "A column of NaN, or the file that is there"
     if folder is None: return _Column(a := np.full(n, np.nan), a)
     path = Path(folder) / f"{name}.npy"
-    if new or not path.exists():
+    if new or not _is_column(path, n):
         with written(path) as temp:
             np.lib.format.open_memmap(temp, "w+", np.float64, (n,))
             room(temp)
             np.load(temp, mmap_mode="r+")[:] = np.nan
     with explained(path): return _Column(np.load(path, mmap_mode="r+"), path)
+
+
+def _is_column(path, n):
+    "Whether a file begins as one of n numbers does, and is as long"
+    np.lib.format.write_array_header_1_0(head := io.BytesIO(), dict(descr=np.lib.format.dtype_to_descr(np.dtype(float)), fortran_order=False, shape=(n,)))
+    try:
+        with open(plain_file(path), "rb") as f: return f.read(head.tell()) == head.getvalue() and os.fstat(f.fileno()).st_size == head.tell() + 8 * n
+    except (OSError, ValueError): return False
 
 
 def _label_range(span, probe, x): return span, pseudolabel(probe, read_range(x, span)).p
@@ -379,19 +389,38 @@ def _score_tasks(job, spans, group):
     return [(s, g) for s in spans for g in groups]
 
 
+def _sum(column, span): return hashlib.sha256(np.ascontiguousarray(read_range(column.values, span))).hexdigest()[:32]
+
+
+def _line(task, digest): return f"{task} {digest} {hashlib.sha256(f'{task} {digest}'.encode()).hexdigest()[:16]}\n"
+
+
+def _done(notes, column, spans):
+    "The tasks whose scores are in the column. A range of rows that isn't as its last note says is cleared, with a warning: it was damaged, or its writer was killed before it took the note"
+    lines = contents(notes, 1 << 32).decode(errors="replace").splitlines() if os.path.lexists(notes) else []
+    last, tasks, known = {}, {}, {repr(s): s for s in spans}
+    for task, digest in (line.rsplit(" ", 2)[:2] for line in lines if line.count(" ") > 2 and _line(*line.rsplit(" ", 2)[:2]) == f"{line}\n"):
+        last[where := task[1:task.find(")") + 1]] = digest
+        tasks.setdefault(where, set()).add(task)
+    odd = [k for k, span in known.items() if last.get(k) != _sum(column, span) and (k in last or not np.isnan(read_range(column.values, span)).all())]
+    for k in odd: column.put(known[k], np.nan)
+    if odd: warnings.warn(f"{notes.with_suffix('.npy').name}: {len(odd)} of {len(spans)} ranges of rows (the first: {odd[0]}) are not as {notes.name} says; they are scored anew", stacklevel=5)
+    return set().union(*(tasks.get(k, set()) for k in known if k not in odd))
+
+
 def _scores(job, spans, key, group, folder, map):
     "The column of scores: NaN for hard rows"
     recipe = repr((key, job.t, job.boundary, job.how, job.mean is None, job.share, job.seed, spans, group))
     name = f"score-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    column, done = _column(spans[-1][1], folder, name, new=False), set()
+    column = _column(spans[-1][1], folder, name, new=False)
     notes = None if folder is None else Path(folder) / f"{name}.done"
-    if notes and notes.exists(): done = set(notes.read_text().splitlines())
+    done = _done(notes, column, spans) if notes else set()
     todo = [t for t in _score_tasks(job, spans, group) if repr(t) not in done]
     for task, new in map(_scorer(job, spans, map), todo) if todo else ():
         column.put(task[0], np.fmax(read_range(column.values, task[0]), new))
         if notes:
             column.filled()
-            with explained(notes), notes.open("a") as f: f.write(f"{task!r}\n")
+            with explained(notes), notes.open("a") as f: f.write(_line(repr(task), _sum(column, task[0])))
     return column
 
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from .core import KINDS, PALETTE, Splits, clustered_se, preset as get_preset
 from .data import load_splits
 from .detection import Rules, detect
-from .files import end_with_parent, explained, held, made, removed, sha256, written
+from .files import contents, end_with_parent, explained, held, made, removed, sha256, written
 from .probes import LinearProbe, corrected_se, evaluate, split_ratio, with_sizes
 
 # %% ../nbs/07_results.ipynb #c006
@@ -72,7 +72,7 @@ class Cell:
 def _recipe(cell, version):
     "All that a cell's file must agree with; for your own file also what is in it"
     try:
-        own = Path(cell.source[0]).expanduser()
+        own = Path(os.path.expanduser(cell.source[0]))
         content = {"content": sha256(own)[:16]} if own.is_file() else {}
     except OSError: content = {}  # no path at all, such as a name that is too long for one
     return dict(dataset=cell.dataset, seed=int(cell.seed), experiment=cell.experiment, version=version) | content
@@ -86,6 +86,11 @@ def _checked_table(df, cell):
     return df.drop(columns=["dataset", "seed"], errors="ignore").reset_index(drop=True)
 
 # %% ../nbs/07_results.ipynb #c010
+def _whole(about):
+    "Checksum of a recipe, and with its `sha256` of all that the file holds"
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
 def write_cell(
     cell: Cell,          # which one
     df: pd.DataFrame,    # its table
@@ -97,6 +102,7 @@ def write_cell(
     df = _checked_table(df, cell)
     body = df.to_csv(index=False, lineterminator="\n").encode()
     about = _recipe(cell, version) | dict(rows=len(df), dtypes={c: str(t) for c, t in df.dtypes.items()}, sha256=hashlib.sha256(body).hexdigest())
+    about |= dict(whole=_whole(about))
     path = cell.path(folder)
     made(path.parent)
     with written(path) as temp: temp.write_bytes(f"# {json.dumps(about)}\n".encode() + body)
@@ -106,8 +112,23 @@ def write_cell(
 def _typed(texts, dtype):
     "A column of texts as what it was before; exact for numbers, and an empty text is missing"
     if dtype == "bool": return texts == "True"
-    if dtype.startswith(("int", "uint", "float")): return texts.replace("", "nan").astype(dtype)
+    if re.fullmatch(r"u?int\d+|float\d+", dtype): return texts.replace("", "nan").astype(dtype)
+    if not re.fullmatch(r"object|str(ing)?(\[\w+\])?|category|boolean|U?Int\d+|Float\d+|(datetime|timedelta)64\[.{1,40}\]", dtype): raise ValueError(f"column {texts.name}: {dtype[:40]!r} is no type of a table's column")
     return texts.mask(texts == "").astype(dtype)
+
+
+def _cell_table(body, dtypes):
+    "The table of a cell's file"
+    texts = pd.read_csv(io.BytesIO(body), dtype=object, keep_default_na=False) if dtypes else pd.DataFrame()
+    if list(texts) != list(dtypes): raise ValueError(f"columns {', '.join(texts)}, its recipe says {', '.join(dtypes)}")
+    return pd.DataFrame({c: _typed(texts[c], t) for c, t in dtypes.items()})
+
+
+def _sound(about):
+    "Whether a recipe holds what it must and nothing else, unchanged; those of earlier versions of the package have no checksum of their own"
+    kinds = dict(dataset=str, seed=int, experiment=str, rows=int, dtypes=dict, sha256=str)
+    if not isinstance(about, dict) or about.keys() - {"content", "whole"} != {*kinds, "version"} or any(type(about[k]) is not t for k, t in kinds.items()): return False
+    return "whole" not in about or about["whole"] == _whole({k: v for k, v in about.items() if k != "whole"})
 
 
 def read_cell(
@@ -115,30 +136,35 @@ def read_cell(
     recipe=None,  # what it must have been made from, as a dict; None = anything
 ) -> tuple:  # the table, and the recipe as a dict
     "Read a cell's file. Raises ValueError where it is damaged, or was made from another recipe."
-    head, _, body = Path(path).read_bytes().partition(b"\n")
+    head, _, body = contents(path, 1 << 30).partition(b"\n")
     try: about = json.loads(head.removeprefix(b"# "))
-    except ValueError as e: raise ValueError(f"{Path(path).name}: the first line is no recipe") from e
-    if not isinstance(about, dict) or hashlib.sha256(body).hexdigest() != about.get("sha256"): raise ValueError(f"{Path(path).name}: damaged, its checksum differs")
+    except (ValueError, RecursionError) as e: raise ValueError(f"{Path(path).name}: the first line is no recipe") from e
+    if not _sound(about) or hashlib.sha256(body).hexdigest() != about.get("sha256"): raise ValueError(f"{Path(path).name}: damaged, its checksum differs")
     odd = {k: about.get(k) for k in {*(recipe or {}), *({"content"} & about.keys() if recipe else ())} if about.get(k) != (recipe or {}).get(k)}
     if odd: raise ValueError(f"{Path(path).name}: made from another recipe, with {', '.join(f'{k} = {v!r}' for k, v in sorted(odd.items()))}")
-    texts = pd.read_csv(io.BytesIO(body), dtype=object, keep_default_na=False) if about["dtypes"] else pd.DataFrame()
-    df = pd.DataFrame({c: _typed(texts[c], t) for c, t in about["dtypes"].items()})
-    if len(df) != about["rows"]: raise ValueError(f"{Path(path).name}: {len(df)} rows, its recipe says {about['rows']}")
+    try: df = _cell_table(body, about["dtypes"])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e: raise ValueError(f"{Path(path).name}: its rows don't fit to its recipe ({e})") from e
+    if len(df) != about.get("rows"): raise ValueError(f"{Path(path).name}: {len(df)} rows, its recipe says {about.get('rows')}")
     return df, about
 
 # %% ../nbs/07_results.ipynb #c014
+def _free(path):
+    "A name beside a path that is not taken"
+    k = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.aside{k}")): k += 1
+    return aside
+
+
 def _set_aside(path, why):
     "Rename a file that can't be used, and say so"
-    k = 1
-    while (aside := path.with_name(f"{path.name}.aside{k}")).exists(): k += 1
-    path.rename(aside)
+    path.rename(aside := _free(path))
     warnings.warn(f"{why}; it was set aside as {aside.name} and is computed anew", stacklevel=4)
 
 
 def _finished(cell, folder, version, aside=False):
     "Whether a cell's file is there and right; a wrong one may be set aside, by who holds its lock"
     path = cell.path(folder)
-    if not os.path.exists(path): return False  # nor where one can't look
+    if not os.path.lexists(path): return False
     try: read_cell(path, _recipe(cell, version))
     except (ValueError, KeyError, TypeError) as e:
         if aside: _set_aside(path, str(e))
@@ -161,6 +187,7 @@ class _Caught:
 def _note(cell, folder, text):
     "Write an error beside the place of a cell's file, or with \"\" remove it"
     path = cell.path(folder).with_suffix(".error")
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()): path.rename(_free(path))  # no note of ours
     if not text:
         with explained(path): return removed(path)
     made(path.parent)
@@ -328,7 +355,8 @@ def collect(
         try:
             df, about = read_cell(path)
             if about.get("experiment") != experiment: raise ValueError(f"{path.name}: made from another recipe, with experiment = {about.get('experiment')!r}")
-        except (ValueError, KeyError, TypeError) as e:
+            if Cell(about["dataset"], about["seed"], experiment).stem != path.stem: raise ValueError(f"{path.name}: holds another cell, seed {about['seed']} of {about['dataset']!r}")
+        except (OSError, ValueError, KeyError, TypeError) as e:
             warnings.warn(f"{e}; left out", stacklevel=2)
             continue
         versions.add(about["version"])

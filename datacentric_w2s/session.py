@@ -10,7 +10,11 @@ import hashlib
 import io
 import json
 import os
+import struct
 import warnings
+import zipfile
+import zlib
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +25,9 @@ from fastcore.basics import patch
 
 from .core import PALETTE, label_lines
 from .detection import Rules
-from .files import held, written
+from .files import contents, held, plain_file, written
 from .regret import POLICIES
-from .rewards import Ledger, Reward, reward_of
+from .rewards import _SIMILAR, Ledger, Reward, reward_of
 
 # %% ../nbs/02f_session.ipynb #c007
 @dataclass(frozen=True)
@@ -220,6 +224,7 @@ def _told(plan, state, source, conf, x, ids):
 # %% ../nbs/02f_session.ipynb #c021
 _FORMAT = "datacentric_w2s-session"
 _VERSION = 1
+_LARGEST = 8 << 30  # bytes of a file, and of an array in it
 
 
 def _pack(recipe, arrays):
@@ -230,6 +235,14 @@ def _pack(recipe, arrays):
     return f"{_FORMAT} {_VERSION} {hashlib.sha256(rest).hexdigest()}\n".encode() + rest
 
 
+@contextmanager
+def _of_a_session(path):
+    "What goes wrong in a `with` block means that a file is none of a session, although its checksum fits"
+    try: yield
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error) as e:
+        raise ValueError(f"{path}: its checksum fits, but its content is none of a session ({type(e).__name__}: {e}); use a copy") from e
+
+
 def _unpack(content, path):
     "Recipe and arrays, or a clear error"
     first, _, rest = content.partition(b"\n")
@@ -238,7 +251,13 @@ def _unpack(content, path):
     if words[1] != str(_VERSION): raise ValueError(f"{path}: has format {words[1]}, this version reads {_VERSION}; restore it with the version that wrote it")
     if words[2] != hashlib.sha256(rest).hexdigest(): raise ValueError(f"{path}: is damaged (its checksum doesn't fit); use a copy, or tell the batches anew")
     recipe, _, payload = rest.partition(b"\n")
-    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays: return json.loads(recipe), {k: arrays[k] for k in arrays.files}
+    with _of_a_session(path), np.load(io.BytesIO(payload), allow_pickle=False) as arrays: return json.loads(recipe), {k: arrays[k] for k in arrays.files if _fits(arrays.zip, k)}
+
+
+def _fits(z, name):
+    "Whether an array's size, unpacked, is one of a session; raises ValueError"
+    if (size := sum(i.file_size for i in z.infolist() if i.filename.removesuffix(".npy") == name)) > _LARGEST: raise ValueError(f"{name} has {size:,} bytes, wanted at most {_LARGEST:,}")
+    return True
 
 # %% ../nbs/02f_session.ipynb #c024
 def _named(f):
@@ -274,17 +293,43 @@ def _tuples(v): return tuple(map(_tuples, v)) if isinstance(v, list) else v
 def _from_file(content, path, given):
     "Plan and state; `given` holds the functions given again, by name"
     recipe, arrays = _unpack(content, path)
-    kept = {k: _tuples(v) for k, v in recipe["plan"].items()}
-    rule, seen = kept["reward"], arrays.pop("seen")
-    how = _again(rule["detector"]["how"], given["how"], "how")
-    rates = rule["rates"]
-    if isinstance(rates, dict) and not len(arrays["rates"]) or given["rates"] is not None: rates = _again(rates, given["rates"], "rates")
-    reward = Reward(**rule | dict(detector=Rules(**rule["detector"] | dict(how=how)), rates=_called(rates) if isinstance(rates, dict) else rates))
-    plan = Plan(**kept | dict(reward=reward, policy=_again(kept["policy"], given["policy"], "policy"), stop=_again(kept["stop"], given["stop"], "stop")))
-    if recipe["numpy"] != np.__version__: warnings.warn(f"{path}: was written with numpy {recipe['numpy']}, this is {np.__version__}; random numbers may differ between them")
-    ledger = Ledger(plan.reward, len(plan), found=tuple(recipe["found"]), **arrays)
-    asked = recipe["asked"] and Query(**{k: _tuples(v) for k, v in recipe["asked"].items()})
-    return plan, _State(ledger, tuple(recipe["ids"]), asked, _tuples(recipe["log"]), tuple(recipe["closed"]), seen)
+    with _of_a_session(path):
+        kept = {k: _tuples(v) for k, v in recipe["plan"].items()}
+        rule, policy, stop, rates, how = kept["reward"], kept["policy"], kept["stop"], kept["reward"]["rates"], kept["reward"]["detector"]["how"]
+        known = not isinstance(rates, dict) or len(arrays["rates"])
+    how, policy, stop = _again(how, given["how"], "how"), _again(policy, given["policy"], "policy"), _again(stop, given["stop"], "stop")
+    if not known or given["rates"] is not None: rates = _again(rates, given["rates"], "rates")
+    with _of_a_session(path):
+        reward = Reward(**rule | dict(detector=Rules(**rule["detector"] | dict(how=how)), rates=_called(rates) if isinstance(rates, dict) else rates))
+        if (names := {f.name for f in fields(Ledger) if f.name not in ("reward", "sources", "found")} | {"seen"}) != {*arrays}: raise ValueError(f"it has the arrays {', '.join(arrays)}, wanted {', '.join(sorted(names))}")
+        plan, seen = Plan(**kept | dict(reward=reward, policy=policy, stop=stop)), arrays.pop("seen")
+        ledger = Ledger(plan.reward, len(plan), found=tuple(recipe["found"]), **arrays)
+        asked = recipe["asked"] and Query(**{k: _tuples(v) for k, v in recipe["asked"].items()})
+        state = _State(ledger, tuple(recipe["ids"]), asked, _tuples(recipe["log"]), tuple(recipe["closed"]), seen)
+        _coherent(plan, state)
+        written_with = recipe["numpy"]
+    if written_with != np.__version__: warnings.warn(f"{path}: was written with numpy {written_with}, this is {np.__version__}; random numbers may differ between them")
+    return plan, state
+
+
+def _coherent(plan, state):
+    "Raise ValueError where the types, lengths or values of a session's parts don't fit together"
+    led = state.ledger
+    T, n, K = len(led.batches), len(led.conf), len(plan)
+    if led.x.dtype not in (np.float32, np.float64) or led.x.ndim != 2 and led.x.size: raise ValueError(f"x is {led.x.dtype} of shape {led.x.shape}")
+    rows, d = dict(score=n, hard=n, flag=n, conf=n, batches=T, sizes=T), led.x.shape[-1]
+    for f in fields(Ledger):
+        if f.name == "x" or not isinstance(v := getattr(led, f.name), np.ndarray): continue
+        like, shape = f.default_factory().dtype, {k: (m,) for k, m in rows.items()}.get(f.name) or ((0,) if not len(v) else dict(best=(n,), at=(n,), limits=(2,), mean=(d,), rates=(K, 2))[f.name])
+        if v.shape != shape or v.dtype != like and not (f.name == "mean" and v.dtype == np.float32): raise ValueError(f"{f.name} is {v.dtype} of shape {v.shape}, wanted {like} of shape {shape}")
+    if state.seen.dtype != float or state.seen.shape != (T, 2, K if T else 0): raise ValueError(f"seen is {state.seen.dtype} of shape {state.seen.shape}")
+    how = plan.reward.detector.how
+    if plan.reward.rule == "recount" and not callable(how) and how in _SIMILAR and not plan.reward.detector.center and not (len(led.best) == n and len(led.at) in (0, n)): raise ValueError(f"recount: best and at have {len(led.best)} and {len(led.at)} rows, wanted {n}")
+    if len(led.at) and (len(led.x) != n or not ((led.at >= -1) & (led.at < n)).all()): raise ValueError("at counts other rows than x has")
+    if not np.isfinite(led.x).all() or not ((led.conf >= 0) & (led.conf <= 1)).all() or not np.isin(led.flag, (-1, 0, 1)).all(): raise ValueError("features, confidences or flags are out of range")
+    if not ((led.batches >= 0) & (led.batches < K)).all() or not (led.sizes > 0).all() or led.sizes.sum() != n: raise ValueError("batches don't fit to sources and rows")
+    if (len(state.ids), len(state.log), len(led.found)) != (n, T, T) or any(len(r) != 4 for r in state.log): raise ValueError(f"{len(state.ids)} names and {len(state.log)} entries for {n} rows in {T} batches")
+    if odd := {*state.closed, *([state.asked.source] if state.asked else [])} - {*plan.sources}: raise ValueError(f"{sorted(map(str, odd))[0]!r} is no source")
 
 
 def _called(name):
@@ -315,6 +360,7 @@ def _commit(self: Session, state):
     "Write the state, and only then take it"
     if self.path:
         content = _pack(_recipe(self.plan, state), _arrays(state))
+        if self.path.exists(): plain_file(self.path)
         with held(self.path, f"the session {self.path.name}"):  # else two could look before either writes
             if self.path.exists() and self._last != (on_disk := self.path.open("rb").readline().rstrip(b"\n")):
                 raise RuntimeError(f"{self.path}: was written by another session since (it says {on_disk[-12:]!r}); restore it, and tell the batch there")
@@ -356,7 +402,7 @@ def restore(
     rates=None,   # likewise: the calibration's rates, while they aren't known yet
 ):  # the `Session`, which goes on as if it had never been left
     "Read a session from its file. Raises ValueError for a damaged or foreign file, and for functions that are missing or of another name (a file holds no more of them; of `partial` ones, the arguments)."
-    self, content = cls.__new__(cls), Path(path).read_bytes()
+    self, content = cls.__new__(cls), contents(path, _LARGEST)
     self.plan, self._state = _from_file(content, path, dict(policy=policy, how=how, stop=stop, rates=rates))
     self.path, self._last = Path(path), content.partition(b"\n")[0]
     return self

@@ -9,6 +9,7 @@ __all__ = ['Provenance', 'provenance', 'Shared', 'share', 'write_shared', 'read_
 # %% ../nbs/08a_sharing.ipynb #s72ff3ce
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import count
@@ -20,7 +21,7 @@ import numpy as np
 from .activations import language_model
 from .core import Partition, Preset, Problem, Pseudolabels
 from .data import datasets as known_datasets
-from .files import written
+from .files import plain_file, written
 
 # %% ../nbs/08a_sharing.ipynb #s6f37fe6
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _columns(s):
     return out | {k: v for k in (*_FLOATS, "txt") if (v := getattr(s, k)) is not None}
 
 # %% ../nbs/08a_sharing.ipynb #s7819a4c
-_KEY, _SUM, _FORMAT = b"datacentric_w2s", b"datacentric_w2s_sha256", 1
+_KEY, _SUM, _TYPES, _FORMAT = b"datacentric_w2s", b"datacentric_w2s_sha256", b"datacentric_w2s_types", 1
 
 
 def _notes(s):
@@ -136,8 +137,9 @@ def _noted(text, where):
         body, digest = json.loads(text)
         if hashlib.sha256(body.encode()).hexdigest() != digest: raise ValueError("its hash differs")
         about = json.loads(body)
-    except (ValueError, AttributeError, TypeError) as e: raise ValueError(f"{where}: the notes are damaged ({e}); get the file again") from e
-    if about["format"] != _FORMAT: raise ValueError(f"{where}: format {about['format']}, this version reads {_FORMAT}; update datacentric_w2s")
+        if not isinstance(about, dict): raise ValueError(f"got a {type(about).__name__}, wanted an object")
+    except (ValueError, AttributeError, TypeError, RecursionError) as e: raise ValueError(f"{where}: the notes are damaged ({e}); get the file again") from e
+    if about.get("format") != _FORMAT: raise ValueError(f"{where}: format {about.get('format')}, this version reads {_FORMAT}; update datacentric_w2s")
     return about
 
 # %% ../nbs/08a_sharing.ipynb #sa554605
@@ -151,9 +153,14 @@ def _batch(s, rows, schema=None):
     except (pa.ArrowInvalid, pa.ArrowTypeError) as e: raise ValueError(f"share: a column mixes types ({e}); use strings or numbers alone") from e
 
 
-def _digest(s):
+def _types(s):
+    "Types and widths of all columns, as JSON: the same bytes can be other numbers"
+    return json.dumps({k: ["text" if v.dtype.kind in "OU" else v.dtype.str, *v.shape[1:]] for k, v in _columns(s).items()}).encode()
+
+
+def _digest(s, notes):
     "Hash of the notes and of all columns, a block at a time"
-    h = hashlib.sha256(_notes(s).encode())
+    h = hashlib.sha256(notes)
     for k, v in _columns(s).items():
         h.update(k.encode())
         for i in range(0, len(s), 4096): h.update(json.dumps(v[i:i + 4096].tolist()).encode() if v.dtype.kind in "OU" else np.ascontiguousarray(v[i:i + 4096]).tobytes())
@@ -170,7 +177,7 @@ def write_shared(
     import pyarrow.parquet as pq
     if len(s) == 0: raise ValueError("write_shared: got no rows")
     if not hasattr(path, "write"): return _renamed(s, Path(path), block)
-    with pq.ParquetWriter(path, _batch(s, slice(0, 1)).schema.with_metadata({_KEY: _notes(s), _SUM: _digest(s)}), use_dictionary=False) as out:
+    with pq.ParquetWriter(path, _batch(s, slice(0, 1)).schema.with_metadata({_KEY: (notes := _notes(s).encode()), _SUM: _digest(s, notes), _TYPES: _types(s)}), use_dictionary=False) as out:
         for i in range(0, len(s), block): out.write_table(_batch(s, slice(i, i + block), out.schema))
     return path
 
@@ -184,6 +191,7 @@ def _renamed(s, path, block):
 def _shared(table, text, where):
     "An arrow table and its notes as `Shared`"
     note, names = _noted(text, where), table.column_names
+    if odd := [d for d in (note["ids"], note["group"]) if np.dtype(d).kind not in "iufbOUST" or np.dtype(d).itemsize > 1 << 20]: raise ValueError(f"{odd[0]!r} is no type of ids or groups")
     def column(k, dtype=None):
         if k not in names: return None
         c = table[k].combine_chunks()
@@ -196,6 +204,22 @@ def _shared(table, text, where):
                   partition, *map(column, _FLOATS), column("txt", object))
 
 
+_LARGEST = 64 << 30  # bytes of shared columns, unpacked
+
+
+def _bounded(path):
+    "An arrow table of a parquet file, read a block at a time, so that one which unpacks to more than is sensible is refused before it fills the memory"
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    with pq.ParquetFile(path) as f:
+        blocks, size = [], 0
+        for b in f.iter_batches(1024):
+            blocks.append(b)
+            size += b.nbytes
+            if size > _LARGEST: raise ValueError(f"its columns have {size:,} bytes or more, wanted at most {_LARGEST:,}")
+        return pa.Table.from_batches(blocks, f.schema_arrow)
+
+
 def read_shared(
     path,  # of a file that `write_shared` wrote
 ) -> Shared:  # the same rows, bit by bit
@@ -204,14 +228,18 @@ def read_shared(
     import pyarrow.parquet as pq
     name = getattr(path, "name", str(path).rpartition("/")[2])
     bad = lambda e: ValueError(f"{name}: no parquet file, or a damaged one ({str(e)[:80]}); get it again")
+    if isinstance(path, (str, os.PathLike)) and os.path.lexists(path): plain_file(path)
     try: notes = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, ValueError) as e:
         if isinstance(e, FileNotFoundError): raise
         raise bad(e) from e
     if _KEY not in notes: raise ValueError(f"{name}: a parquet file of another tool, without the notes of write_shared; read it with pandas.read_parquet")
-    try: s = _shared(pq.read_table(path), notes[_KEY], name)
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise bad(e) from e
-    if _digest(s).encode() != notes.get(_SUM): raise bad("its hash differs")
+    try:
+        s = _shared(_bounded(path), notes[_KEY], name)
+        if notes.get(_TYPES, _types(s)) != _types(s): raise ValueError("its columns have other types than were written")
+        digest = _digest(s, notes[_KEY])
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError) as e: raise bad(e) from e
+    if digest.encode() != notes.get(_SUM): raise bad("its hash differs")
     return s
 
 # %% ../nbs/08a_sharing.ipynb #s4485215
