@@ -117,6 +117,10 @@ def _safe_gguf(path):
     version, tensors, entries = struct.unpack("<IQQ", head[4:])
     if version not in (2, 3): raise ValueError(f"model {path.name!r}: has GGUF version {version}, wanted 2 or 3 with the smallest byte first; convert it anew")
     if 24 * tensors + 12 * entries > path.stat().st_size: raise ValueError(f"model {path.name!r}: says that it holds {tensors:,} tensors and {entries:,} entries, which don't fit into it; it is damaged, get it again")
+    with _Reading(path.name, "it is damaged; get it again"):
+        from gguf import GGUFReader
+        end = max((t.data_offset + t.n_bytes for t in GGUFReader(path).tensors), default=0)
+    if path.stat().st_size > end + (1 << 20): raise ValueError(f"model {path.name!r}: has {path.stat().st_size:,} bytes, its tensors end at {end:,}; it is damaged, get it again")
 
 # %% ../nbs/00c_activations.ipynb #c018
 def _write_folder(file, folder):
@@ -167,10 +171,10 @@ def _locate(name):
     if text in ARTIFACTS:
         if ARTIFACTS[text].path.endswith(".gguf"): return str(_rewritten(text)), None, artifact_id(text)
         return str(artifact(text)), None, artifact_id(text)
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf" and os.path.isfile(path):
         _safe_gguf(path)
         return str(path.parent), path.name, sha256(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         _safe_folder(path)
         return str(path), None, _folder_identity(path)
     if isinstance(name, Path) or path.suffix == ".gguf" or path.is_absolute() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text):

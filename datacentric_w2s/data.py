@@ -107,7 +107,7 @@ def choice_formatter(
         options = candidates(row) if callable(candidates) else row[candidates] if isinstance(candidates, str) else [row[c] for c in candidates]
         at = correct(row) if callable(correct) else correct if isinstance(correct, int) else row[correct]
         if _missing(at) or at in (-1, "-1"): return None
-        if not isinstance(at, str) and at != at // 1: raise ValueError(f"{correct}: got {at!r}, wanted the number of a candidate")
+        if not isinstance(at, str) and not at == at // 1: raise ValueError(f"{correct}: got {at!r}, wanted the number of a candidate")
         return Question(template.format_map(row), tuple(str(c).strip() for c in options), int(at) - start, group=row[group] if group else None)
     return fmt
 

@@ -49,8 +49,7 @@ def quietly(f, *args, **kwargs):
         return f(*args, **kwargs), [str(w.message) for w in said]
 
 
-def frame(label=(0, 1), **columns): return pd.DataFrame({k: pd.Series(v, dtype=object) for k, v in dict(txt=["one", "two"], label=list(label)) | columns.items()}) if False else pd.DataFrame(
-    {k: pd.Series(list(v), dtype=object) for k, v in (dict(txt=["one", "two"], label=label) | columns).items()})
+def frame(label=(0, 1), **columns): return pd.DataFrame({k: pd.Series(list(v), dtype=object) for k, v in (dict(txt=["one", "two"], label=label) | columns).items()})
 
 
 LABELS = [  # the value beside a 0, in a data frame or JSON -> what it becomes; None: refused
@@ -375,9 +374,10 @@ def test_a_pickle_among_a_models_files_is_never_read(tiny, tmp_path, name):
     assert canary.exists()
     canary.unlink()
     beside, alone = (variant(tiny, tmp_path / k) for k in ("beside", "alone"))
+    before = language_model(beside).identity
     for folder in (beside, alone): shutil.copy(tmp_path / name, folder)
     (alone / "model.safetensors").unlink()
-    assert (look(beside) == look(tiny)).all() and language_model(beside).identity == language_model(tiny).identity
+    assert (look(beside) == look(tiny)).all() and language_model(beside).identity == before
     with pytest.raises(ValueError, match=rf"weights are in {name}, and not in a .safetensors file. A pickle can run code.*save_pretrained\(new_folder\)"): look(alone)
     assert not canary.exists()
 
@@ -506,10 +506,7 @@ results.read_cell(folder / "cell.csv")
 session.Session.restore(folder / "session").ask()
 sharing.read_shared(folder / "shared.parquet")
 load_texts("copa", rows=20), load_texts("openbookqa", rows=20)
-for n in ("object.npy", "object.npz"):
-    try: numpy.load(folder / n)
-    except ValueError: pass
-    else: numpy.load(folder / n)["x"]
+print("seen", seen)
 '''
 
 
@@ -527,8 +524,7 @@ def test_no_pickle_is_loaded_while_all_kinds_of_files_are_read(tiny, tmp_path):
         else: (tmp_path / seed).write_bytes(seeds[0][1:] if name == "shared" else seeds[0])
     for kind in ("csv", "tsv", "json", "jsonl", "parquet", "csv.gz"): (tmp_path / f"file.{kind}").write_bytes(f.TARGETS[kind](kind, tmp_path).seeds()[0])
     hostile_parquet(tmp_path / "file.own.parquet", tmp_path / "sang")
-    code = GUARD.replace('for n in ("object.npy", "object.npz"):\n', "").split("    try: numpy.load")[0] + "\nprint('seen', seen)\n"
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=os.environ | dict(HF_HUB_OFFLINE="1"), timeout=300)
+    run = subprocess.run([sys.executable, "-c", GUARD, str(tmp_path)], capture_output=True, text=True, env=os.environ | dict(HF_HUB_OFFLINE="1"), timeout=300)
     assert run.returncode == 0 and "seen []" in run.stdout, run.stdout + run.stderr[-3000:]
     assert not (tmp_path / "sang").exists()
 
@@ -537,8 +533,8 @@ def hostile_parquet(path, canary):
     "Text columns of an extension type whose definition is a pickle, as old versions of arrow read them"
     import pyarrow as pa
     import pyarrow.parquet as pq
-    about = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": pickle.dumps(Canary(canary))}
-    schema = pa.schema([pa.field("txt", pa.string(), metadata=about), pa.field("label", pa.int64(), metadata=about)], metadata={b"pandas": pickle.dumps(Canary(canary))})
+    about = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": pickle.dumps(Canary(canary), 0)}
+    schema = pa.schema([pa.field("txt", pa.string(), metadata=about), pa.field("label", pa.int64(), metadata=about)], metadata={b"pandas": pickle.dumps(Canary(canary), 0)})
     pq.write_table(pa.table([["one", "two"], [0, 1]], schema=schema), path)
 
 
@@ -554,9 +550,6 @@ def test_the_package_names_no_way_to_load_a_pickle():
 
 
 # fuzzing
-
-def findings(): return sorted((HERE / "found").glob("*")) if (HERE / "found").is_dir() else []
-
 
 FOUND = []  # (target, input that once broke a promise)
 
