@@ -177,7 +177,7 @@ def _locate(name):
     if os.path.isdir(path):
         _safe_folder(path)
         return str(path), None, _folder_identity(path)
-    if isinstance(name, Path) or path.suffix == ".gguf" or path.is_absolute() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text):
+    if isinstance(name, Path) or path.suffix == ".gguf" or len(text) > 200 or path.is_absolute() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text):
         raise ValueError(f"model: no folder or file {text!r}; give a folder with config.json, a .gguf file, a hub id, or one of {_embedded()}")
     return text, None, None
 

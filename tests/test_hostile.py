@@ -534,7 +534,7 @@ def hostile_parquet(path, canary):
     import pyarrow as pa
     import pyarrow.parquet as pq
     about = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": pickle.dumps(Canary(canary), 0)}
-    schema = pa.schema([pa.field("txt", pa.string(), metadata=about), pa.field("label", pa.int64(), metadata=about)], metadata={b"pandas": pickle.dumps(Canary(canary), 0)})
+    schema = pa.schema([pa.field("txt", pa.string(), metadata=about), pa.field("label", pa.int64(), metadata=about)])
     pq.write_table(pa.table([["one", "two"], [0, 1]], schema=schema), path)
 
 
@@ -551,7 +551,22 @@ def test_the_package_names_no_way_to_load_a_pickle():
 
 # fuzzing
 
-FOUND = []  # (target, input that once broke a promise)
+FOUND = [  # (target, input that once broke a promise)
+    ('csv.gz', b'\x1f\x8b\x08\x00'),
+    ('csv.gz', b'\x1f\x8b\x08\x00\x00'),
+    ('csv.gz', b'\x1f\x8b\x08\x00\x00\x00txt\x00'),
+    ('gguf', b'GGUF\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x10'),
+    ('gguf', b'GGUF/\x00\x00\x00\x10\x00\x00\x00\x00\x00\x00\x00\x10'),
+    ('gguf', b'GGUF\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x10\x00\x00'),
+    ('manifest', b'{"files": {"toy/rows/../.x": [1e999, ""]}}'),
+    ('manifest', b'{"files": {"toy/rows/../../x": [1e999, ""]}}'),
+    ('session', b'{"plan": {"sources": ["a", "b"], "policy": "kl_ucb", "reward": {"rule"z "warm'),
+    ('session', b'{"plan": {"sources": ["a", "b"], "policy": "kl_ucb", "reward": {"rule": "warmup", "detector": {"how": "max_abs_cosine", "center": false, "jump": 1, "min_size": 1, "boundary": "<"}, "warmup": null, "order": "round robin", "rates": null}, "batch": 8, "horizon": 6, "sizes": null, "rows": null'),
+    ('session', b'{"plan": {"sources": ["a", "b"], "policy": "batch_ucb", "reward": {"rule": "warmup", "detector": {"how": "max_abs_cosine", "center": false, "jump": 1, "min_size": 1, "boundary": "<"}, "warmup": null, "order": "round robin", "rates": null}, "batch": 8, "horizon": 6, "sizes": null, "rows": null, "costs": null, "fpr": 0.0, "divide": true, "densi'),
+    ('cell', b'# {"dataset": "sciq", "seed": 0, "experiment": "mixing", "version": "", "ros": 0, "dtypes": {}, "sha256": "01ba4719c80b6fe911b091a7c05124b64eeece964e09c058ef8f9805daca546b"}\n\n'),
+    ('cell', b'# {"dataset": "sciq", "seed": 0, "experime0nt": "mixing", "version": "", "ro999999999999999999999": 0, "dtypes": {}, "sha256": "01ba4719c80b6fe911b091a7c05124b64eeece964e09c058ef8f9805daca546b"}\n\n'),
+    ('cell', b'# {"dataset": "sciq", "seed": 0, "experiment": "mixing", "version": "", "rows": 0, "dtypes": {"n": "int6etime64[us]"}, "sha256": "4c389992c34936f77daec5c522f262916ba1c78f3266b15b39238434bfd16c54"}\nn,share,how,ok,when\n'),
+]
 
 
 @pytest.mark.parametrize("name, content", FOUND, ids=[f"{i}-{n}" for i, (n, _) in enumerate(FOUND)])
