@@ -381,9 +381,12 @@ def with_coverage(name, folder, runs, seconds, keep, seed):
     atheris.Fuzz()
 
 
+QUICK = [k for k, v in TARGETS.items() if v not in (Models, Ggufs, Commands)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", choices=[*TARGETS, "all"])
+    parser.add_argument("target", choices=[*TARGETS, "all", "quick"], help="quick: all but those that run a model")
     parser.add_argument("--runs", type=int, default=0)
     parser.add_argument("--seconds", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
@@ -391,7 +394,7 @@ def main():
     args = parser.parse_args()
     args.keep.mkdir(exist_ok=True)
     bad = 0
-    for name in TARGETS if args.target == "all" else [args.target]:
+    for name in TARGETS if args.target == "all" else QUICK if args.target == "quick" else [args.target]:
         with tempfile.TemporaryDirectory() as folder:
             if atheris is None:
                 n, found = without_coverage(name, folder, args.runs or (0 if args.seconds else 1000), args.seconds, args.keep, args.seed)
