@@ -493,7 +493,10 @@ from datacentric_w2s import activations, artifacts, data, results, session, shar
 from datacentric_w2s.data import load_splits, load_texts, unlabelled
 from datacentric_w2s.activations import make_problem
 seen.clear()
-pickle.load = pickle.loads = pickle.Unpickler = pickle._Unpickler = forbidden
+class Forbidden(pickle.Unpickler):  # a class, since modules that are imported late inherit from it
+    __init__ = forbidden
+pickle.load = pickle.loads = forbidden
+pickle.Unpickler = pickle._Unpickler = Forbidden
 torch.load = joblib.load = forbidden
 import importlib, pathlib
 folder = pathlib.Path(sys.argv[1])
