@@ -109,7 +109,7 @@ def _safe_folder(folder):
         raise ValueError(f"model {folder.name!r}: its weights are in {pickles[0].name}, and not in a .safetensors file. A pickle can run code when it is read, so none is read here. If you trust it, write it anew once, "
                          "with transformers alone: AutoModel.from_pretrained(folder).save_pretrained(new_folder), and the tokenizer likewise; then give the new folder")
 
-
+# %% ../nbs/00c_activations.ipynb #na698834
 def _safe_gguf(path):
     "Raise ValueError for a file that is no GGUF, or says that it holds more than fits into it"
     with open(path, "rb") as f: head = f.read(24)

@@ -470,7 +470,7 @@ def _lines(text):
             if line.strip(): yield json.loads(line, object_pairs_hook=_once)
         except ValueError as e: raise ValueError(f"line {i}: {e}") from e
 
-
+# %% ../nbs/00b_data.ipynb #n67854c3
 def _records(rows):
     "What a JSON file holds, as a frame of plain objects: a list of rows, or an object of columns"
     if isinstance(rows, dict) and all(isinstance(v, dict) for v in rows.values()):
@@ -492,7 +492,7 @@ def _parsed(path, texts):
     with _opened(path) as f: text = f.read().decode("utf-8-sig")
     return _records(list(_lines(text)) if kind == ".jsonl" else json.loads(text, object_pairs_hook=_once))
 
-
+# %% ../nbs/00b_data.ipynb #n93ff16c
 def _read(path, texts=()):
     "A file as a data frame; see `_table` for `texts`"
     path = Path(os.path.expanduser(path))
