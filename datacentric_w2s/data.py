@@ -554,6 +554,7 @@ def _words(values, name, column):
     return out
 
 
+# %% ../nbs/00b_data.ipynb #nda96caf
 def _own(data, name, columns=None, labels=None):
     "The user's data as a list of questions"
     df = _own_frame(data, name, columns)

@@ -36,11 +36,14 @@ def fuzz():
     if "w2s_fuzz" not in sys.modules:
         spec = importlib.util.spec_from_file_location("w2s_fuzz", HERE / "fuzz.py")
         sys.modules["w2s_fuzz"] = module = importlib.util.module_from_spec(spec)
-        before = dict(os.environ)
         spec.loader.exec_module(module)
-        os.environ.clear()
-        os.environ.update(before)
     return sys.modules["w2s_fuzz"]
+
+
+def offline(monkeypatch):
+    "No hub; the constant is read anew at each call, and back afterwards"
+    import huggingface_hub.constants
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 def quietly(f, *args, **kwargs):
@@ -268,7 +271,9 @@ def test_a_packed_bomb_is_refused_before_it_is_unpacked(tmp_path, small):
 def test_a_parquet_bomb_is_refused_a_block_at_a_time(tmp_path, small):
     import pyarrow as pa
     import pyarrow.parquet as pq
-    pq.write_table(pa.table(dict(txt=["x" * 9999] * 20_000, label=[0, 1] * 10_000)), path := tmp_path / "x.parquet")
+    part = pa.table(dict(txt=["x" * 9999] * 500, label=[0, 1] * 250))
+    with pq.ParquetWriter(path := tmp_path / "x.parquet", part.schema) as out:
+        for _ in range(40): out.write_table(part)
     assert path.stat().st_size < 1 << 17  # of 200 MB
     with pytest.raises(ValueError, match="wanted at most 1,048,576"): load_texts(path)
 
@@ -337,7 +342,7 @@ def test_the_wheel_harness_catches_a_check_that_sleeps(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
-        m.setenv("HF_HUB_OFFLINE", "1")
+        offline(m)
         yield fuzz().tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
@@ -460,7 +465,7 @@ def test_gguf_files_that_lie(tmp_path):
 
 @pytest.mark.parametrize("model", [5, None, b"x", "", "a\0b", "~nobody/model", "x" * 300, "../..", "a/b/c", "~nobody/m.gguf"])
 def test_what_is_no_model(model, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline(monkeypatch)
     with pytest.raises(ValueError): language_model(model)
 
 
@@ -574,7 +579,7 @@ FOUND = [  # (target, input that once broke a promise)
 
 @pytest.mark.parametrize("name, content", FOUND, ids=[f"{i}-{n}" for i, (n, _) in enumerate(FOUND)])
 def test_what_was_found_once_stays_mended(tmp_path, monkeypatch, name, content):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline(monkeypatch)
     t = fuzz().TARGETS[name](name, tmp_path)
     t.seeds()
     fuzz().tried(t, content)
@@ -592,7 +597,7 @@ def test_all_targets_are_named(): assert sorted(targets()) == sorted(fuzz().TARG
 @pytest.mark.parametrize("name", targets())
 def test_changed_inputs(name, tmp_path, tmp_path_factory, monkeypatch, tally, effort):
     "Seeds, and seeds changed by chance; the same each time."
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline(monkeypatch)
     n, found = fuzz().without_coverage(name, tmp_path, int(RUNS.get(name, 80) * effort), 0, tmp_path_factory.mktemp("found"))
     tally("hostile input", f"{name}: seeds changed by chance", n, found)
 
