@@ -110,7 +110,7 @@ def _safe_folder(folder):
         raise ValueError(f"model {folder.name!r}: its weights are in {pickles[0].name}, and not in a .safetensors file. A pickle can run code when it is read, so none is read here. If you trust it, write it anew once, "
                          "with transformers alone: AutoModel.from_pretrained(folder).save_pretrained(new_folder), and the tokenizer likewise; then give the new folder")
 
-
+# %% ../nbs/00c_activations.ipynb #na698834
 def _safe_gguf(path):
     "Raise ValueError for a file that is no GGUF, or says that it holds more than fits into it"
     with open(path, "rb") as f: head = f.read(24)
@@ -118,6 +118,10 @@ def _safe_gguf(path):
     version, tensors, entries = struct.unpack("<IQQ", head[4:])
     if version not in (2, 3): raise ValueError(f"model {path.name!r}: has GGUF version {version}, wanted 2 or 3 with the smallest byte first; convert it anew")
     if 24 * tensors + 12 * entries > path.stat().st_size: raise ValueError(f"model {path.name!r}: says that it holds {tensors:,} tensors and {entries:,} entries, which don't fit into it; it is damaged, get it again")
+    with _Reading(path.name, "it is damaged; get it again"):
+        from gguf import GGUFReader
+        end = max((t.data_offset + t.n_bytes for t in GGUFReader(path).tensors), default=0)
+    if path.stat().st_size > end + (1 << 20): raise ValueError(f"model {path.name!r}: has {path.stat().st_size:,} bytes, its tensors end at {end:,}; it is damaged, get it again")
 
 # %% ../nbs/00c_activations.ipynb #c018
 def _write_folder(file, folder):
@@ -185,7 +189,7 @@ def _locate(name):
     if os.path.isdir(path):
         _safe_folder(path)
         return str(path), None, _folder_identity(path)
-    if isinstance(name, Path) or path.suffix == ".gguf" or path.is_absolute() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text):
+    if isinstance(name, Path) or path.suffix == ".gguf" or len(text) > 200 or path.is_absolute() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text):
         raise ValueError(f"model: no folder or file {text[:200]!r}; give a folder with config.json, a .gguf file, a hub id, or one of {_embedded()}")
     return text, None, None
 

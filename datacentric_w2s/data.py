@@ -15,7 +15,7 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -32,6 +32,20 @@ def _chance(*parts):
     "A number below 2**64 that hangs on nothing but these strings"
     return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest(), "big")
 
+# %% ../nbs/00b_data.ipynb #nb1782ff
+def _missing(value): return value is None or value is pd.NA or value is pd.NaT or isinstance(value, (float, np.floating)) and np.isnan(value) or isinstance(value, str) and not value.strip()
+
+
+def _short(value): return f"the {type(value).__name__} {repr(value)[:40]}"
+
+
+def _surrogate(text):
+    "The first lone surrogate of a text as it is written in JSON, or an empty string"
+    try: text.encode()
+    except UnicodeEncodeError as e: return ascii(text[e.start])[1:-1]
+    return ""
+
+
 # %% ../nbs/00b_data.ipynb #c008
 @dataclass(frozen=True)
 class Question:
@@ -42,7 +56,11 @@ class Question:
     group: object = None     # what ties it to other questions, such as a shared passage; None: the prompt
 
     def __post_init__(self):
+        if isinstance(self.candidates, str): raise ValueError(f"candidates: got {_short(self.candidates)}, wanted a tuple of strings")
         n = len(self.candidates) or 2
+        for text in (self.prompt, *self.candidates):
+            if not isinstance(text, str): raise ValueError(f"prompt and candidates: got {_short(text)}, wanted strings")
+            if _surrogate(text): raise ValueError(f"prompt and candidates: {ascii(text)[:60]} holds half a character, which no model can read")
         if self.correct not in range(n): raise ValueError(f"correct: got {self.correct!r}, wanted a whole number from 0 to {n - 1}")
         if self.candidates and not self.wrong: raise ValueError(f"candidates: none is wrong in {self.candidates!r}")
 
@@ -71,8 +89,8 @@ def text_formatter(
     "Make a formatter for texts with a label. The formatter raises ValueError for a label that `labels` doesn't hold."
     def fmt(row):
         y = row[label]
-        if y in (None, -1): return None
-        if y not in labels: raise ValueError(f"{label}: got {y!r}, wanted one of {list(labels)}; say what it means with labels={{{y!r}: ...}}")
+        if _missing(y) or isinstance(y, Real) and y == -1: return None
+        if not isinstance(y, Hashable) or y not in labels: raise ValueError(f"{label}: got {y!r}, wanted one of {list(labels)}; say what it means with labels={{{y!r}: ...}}")
         return Question(template.format_map(row), correct=labels[y], group=row[group] if group else None)
     return fmt
 
@@ -88,7 +106,8 @@ def choice_formatter(
     def fmt(row):
         options = candidates(row) if callable(candidates) else row[candidates] if isinstance(candidates, str) else [row[c] for c in candidates]
         at = correct(row) if callable(correct) else correct if isinstance(correct, int) else row[correct]
-        if at in (None, "", -1, "-1"): return None
+        if _missing(at) or at in (-1, "-1"): return None
+        if not isinstance(at, str) and not at == at // 1: raise ValueError(f"{correct}: got {at!r}, wanted the number of a candidate")
         return Question(template.format_map(row), tuple(str(c).strip() for c in options), int(at) - start, group=row[group] if group else None)
     return fmt
 
@@ -161,8 +180,8 @@ def _format(rows, at, formatter):
         if q is not None: yield q
 
 # %% ../nbs/00b_data.ipynb #c022
-def _make_texts(name, rows, formatter, answers, limit=None, balance=True):
-    "Raw rows -> `Texts`, at most `limit` of them (None: all)"
+def _make_texts(name, rows, formatter, answers, limit=None, balance=True, aloud=.99):
+    "Raw rows -> `Texts`, at most `limit` of them (None: all); fewer than the share `aloud` of them are kept with a warning only"
     if answers not in ("pair", "single"): raise ValueError(f"answers: got {answers!r}, wanted 'pair' or 'single'")
     if not len(rows): raise ValueError(f"{name}: no rows; the source is empty")
     order = np.random.default_rng(_chance(name)).permutation(len(rows))
@@ -174,8 +193,11 @@ def _make_texts(name, rows, formatter, answers, limit=None, balance=True):
         if take == len(rows) or len(df) >= limit - limit % 2: break
         take = min(len(rows), 2 * take)
     if clean.y.nunique() < 2: raise ValueError(f"{name}: {len(clean):,} usable rows, all with the labels {clean.y.unique().tolist()}; both 0 and 1 are needed")
-    if len(clean) < .99 * len(raw):
+    if limit is not None and len(df) == 0: raise ValueError(f"{name}: rows: got {limit!r}, wanted at least 2, one of each label")
+    if len(clean) < aloud * len(raw):
         warnings.warn(f"{name}: {len(raw) - len(clean):,} of {len(raw):,} rows dropped, because their text stands there twice", stacklevel=4)
+    if limit is None and len(df) < aloud * len(clean) and aloud == 1:
+        warnings.warn(f"{name}: {len(df):,} of {len(clean):,} rows kept, so that both labels have equally many; balance=False keeps all", stacklevel=4)
     place = np.random.default_rng(_chance(name, "place")).permutation(df.q.max() + 1)  # balancing took the first ones: mix, or the end holds one label
     df = df.iloc[np.argsort(place[df.q], kind="stable")]
     return Texts(name, df.txt.to_numpy(object), df.y.to_numpy(), pd.factorize(df.group)[0])
@@ -448,7 +470,7 @@ def _lines(text):
             if line.strip(): yield json.loads(line, object_pairs_hook=_once)
         except ValueError as e: raise ValueError(f"line {i}: {e}") from e
 
-
+# %% ../nbs/00b_data.ipynb #n67854c3
 def _records(rows):
     "What a JSON file holds, as a frame of plain objects: a list of rows, or an object of columns"
     if isinstance(rows, dict) and all(isinstance(v, dict) for v in rows.values()):
@@ -470,7 +492,7 @@ def _parsed(path, texts):
     with _opened(path) as f: text = f.read().decode("utf-8-sig")
     return _records(list(_lines(text)) if kind == ".jsonl" else json.loads(text, object_pairs_hook=_once))
 
-
+# %% ../nbs/00b_data.ipynb #n93ff16c
 def _read(path, texts=()):
     "A file as a data frame; see `_table` for `texts`"
     path = Path(os.path.expanduser(path))
@@ -521,9 +543,6 @@ def _label(value, labels=None):
     return int(value) if isinstance(value, (Real, np.bool_)) and value in (0, 1) else None
 
 
-def _missing(value): return value is None or value is pd.NA or value is pd.NaT or isinstance(value, (float, np.floating)) and np.isnan(value) or isinstance(value, str) and not value.strip()
-
-
 def _words(values, name, column):
     "A column of texts: strings and whole numbers, as they are written; None where there is none"
     out = []
@@ -535,16 +554,7 @@ def _words(values, name, column):
     return out
 
 
-def _short(value): return f"the {type(value).__name__} {repr(value)[:40]}"
-
-
-def _surrogate(text):
-    "The first lone surrogate of a text as it is written in JSON, or an empty string"
-    try: text.encode()
-    except UnicodeEncodeError as e: return ascii(text[e.start])[1:-1]
-    return ""
-
-
+# %% ../nbs/00b_data.ipynb #nda96caf
 def _own(data, name, columns=None, labels=None):
     "The user's data as a list of questions"
     df = _own_frame(data, name, columns)
@@ -558,6 +568,7 @@ def _own(data, name, columns=None, labels=None):
         lost = [i for i, g in enumerate(df["group"]) if _missing(g)]
         if lost: raise ValueError(f"{name}: group is missing in {len(lost):,} of {len(df):,} rows (first: row {lost[0]}); give each row one, or leave the column out")
         group = [str(g) for g in df["group"]]
+        if odd := [i for i, g in enumerate(group) if _surrogate(g)]: raise ValueError(f"{name}: group of row {odd[0]} holds {_surrogate(group[odd[0]])}, half a character; give it another name")
     if "txt" in df: txt = words["txt"]
     else: txt = [None if None in qa else "Q: {} A: {}".format(*qa) for qa in zip(*words.values())]
     empty = sum(t is None for t in txt)
@@ -616,15 +627,13 @@ def load_texts(
     "All texts of a data set. Raises ValueError for an unknown name and for unusable rows, ConnectionError without a hub, ArtifactError without pip."
     p = get_preset(preset)
     answers = p.answers if answers is None else answers
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, (int, np.integer)) or rows < 2): raise ValueError(f"rows: got {rows!r}, wanted a whole number of at least 2, or None for all")
     if isinstance(name, str) and not _is_path(name):
         d = _find(name, p.name)
         return _make_texts(name, d.load(), d.formatter, answers, rows, balance)
     own = Path(str(name).removesuffix(".gz")).stem if _is_path(name) else "own data"
     questions = _own(name, own, columns, labels)
-    texts = _make_texts(own, questions, lambda q: q, answers, rows, balance)
-    if rows is None and balance and len(texts) < .99 * len(questions):
-        warnings.warn(f"{own}: {len(texts):,} of {len(questions):,} rows kept, so that both labels have equally many; balance=False keeps all", stacklevel=2)
-    return texts
+    return _make_texts(own, questions, lambda q: q, answers, rows, balance, aloud=1)
 
 # %% ../nbs/00b_data.ipynb #c055
 def load_splits(

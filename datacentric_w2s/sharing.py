@@ -206,7 +206,7 @@ def _shared(table, text, where):
 
 _LARGEST = 64 << 30  # bytes of shared columns, unpacked
 
-
+# %% ../nbs/08a_sharing.ipynb #n25f6b1b
 def _bounded(path):
     "An arrow table of a parquet file, read a block at a time, so that one which unpacks to more than is sensible is refused before it fills the memory"
     import pyarrow as pa
@@ -219,7 +219,7 @@ def _bounded(path):
             if size > _LARGEST: raise ValueError(f"its columns have {size:,} bytes or more, wanted at most {_LARGEST:,}")
         return pa.Table.from_batches(blocks, f.schema_arrow)
 
-
+# %% ../nbs/08a_sharing.ipynb #n33a7512
 def read_shared(
     path,  # of a file that `write_shared` wrote
 ) -> Shared:  # the same rows, bit by bit
