@@ -150,18 +150,18 @@ def _config(name, source, file):
         raise ValueError(f"model {str(name)!r} can't be loaded: {help}. transformers says: {why}") from e
 
 # %% ../nbs/00c_activations.ipynb #c025
-def _side_file(source, name):
-    "One of the small JSON files beside a model, as a dict; empty where there is none"
+def _side_file(source, name, revision=None):
+    "One of the small JSON files beside a model, of the same commit, as a dict; empty where there is none"
     from transformers.utils import cached_file
     path = Path(source) / name if Path(source).is_dir() else cached_file(
-        source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False)
+        source, name, revision=revision, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False)
     return json.loads(Path(path).read_text()) if path and Path(path).is_file() else {}
 
 
-def _max_length(config, source):
+def _max_length(config, source, revision=None):
     "The longest text in tokens, or None"
-    said = (getattr(config, "max_position_embeddings", None), _side_file(source, "tokenizer_config.json").get("model_max_length"),
-            _side_file(source, "sentence_bert_config.json").get("max_seq_length"))
+    said = (getattr(config, "max_position_embeddings", None), _side_file(source, "tokenizer_config.json", revision).get("model_max_length"),
+            _side_file(source, "sentence_bert_config.json", revision).get("max_seq_length"))
     return min((int(n) for n in said if n and 0 < n < 10**9), default=None)
 
 # %% ../nbs/00c_activations.ipynb #c026
@@ -182,7 +182,7 @@ def language_model(
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as encoders
     return LanguageModel(name=str(model) if not Path(source).is_dir() or str(model) in ARTIFACTS else Path(model).name, source=source, file=file, revision=revision,
                          identity=identity or f"{source}@{revision}", n_layers=text.num_hidden_layers, width=text.hidden_size,
-                         max_length=_max_length(text, source), pooling="mean" if text.model_type in encoders else "last",
+                         max_length=_max_length(text, source, revision), pooling="mean" if text.model_type in encoders else "last",
                          shares=text.model_type in _SHARING and not getattr(text, "sliding_window", None))
 
 # %% ../nbs/00c_activations.ipynb #c030
