@@ -353,3 +353,15 @@ def test_the_main_job(kind, run, installed, built, tmp_path):
     file, prefix = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs[0].text.splitlines()
     assert Path(prefix) == installed(kind) and Path(file).is_relative_to(prefix)
     check_results(tmp_path / "results")
+
+
+# The order in the gate
+
+def test_long_tests_come_first_where_processes_share_them():
+    import conftest
+    def item(file, group=None, *fixtures): return SimpleNamespace(path=Path(file), fixturenames=fixtures, iter_markers=lambda name: [pytest.mark.xdist_group(group).mark] * (group is not None))
+    given = [item("test_a.py"), item("test_a.py", None, "tally"), item("test_papermill.py"), item("test_papermill.py", "ray"), item("test_supply.py", "built"), item("test_browser.py", "browser"), item("test_z.py")]
+    for config, order in ((SimpleNamespace(), range(7)), (SimpleNamespace(workerinput={}), (5, 4, 3, 2, 1, 0, 6))):
+        items = given[:]
+        conftest.pytest_collection_modifyitems(config, items)
+        assert items == [given[k] for k in order]
