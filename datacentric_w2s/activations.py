@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import warnings
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from .artifacts import ARTIFACTS, artifact, artifact_id, cache_dir
 from .core import PRESETS, Labelled, Problem, Splits, Texts, Views, preset
-from .files import held, sha256, written
+from .files import contents, held, sha256, written
 
 # %% ../nbs/00c_activations.ipynb #c008
 @dataclass(frozen=True)
@@ -74,8 +75,52 @@ def _digest(value):
 
 def _folder_identity(folder):
     "Hash of all files in a model's folder that can decide its values"
-    kinds = {".json", ".txt", ".model", ".safetensors", ".bin", ".jinja", ".tiktoken"}
+    kinds = {".json", ".txt", ".model", ".safetensors", ".jinja", ".tiktoken"}
     return _digest({p.name: sha256(p) for p in sorted(Path(folder).iterdir()) if p.suffix in kinds})
+
+# %% ../nbs/00c_activations.ipynb #nf8e66d6
+_SMALL = 1 << 30  # bytes that a file beside the weights may have; the largest tokenizers have a thirtieth of it
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack", ".dill"}
+
+
+class _Reading:
+    "Whatever goes wrong in a `with` block while a model's files are read is a ValueError that names it; what is no error, such as an interrupt, passes"
+
+    def __init__(self, name, help="its files are damaged, or of another version; get them again"): self.name, self.help = name, help
+
+    def __enter__(self): return self
+
+    def __exit__(self, kind, e, trace):
+        if kind is None or issubclass(kind, MemoryError) or not (issubclass(kind, Exception) or kind.__name__ == "PanicException"): return False  # a panic is Rust's error
+        why = next((s for s in map(str.strip, str(e).splitlines()) if s), kind.__name__)
+        raise ValueError(f"model {str(self.name)!r} can't be loaded: {self.help}. It was said: {why[:300]} ({kind.__name__})") from e
+
+
+def _safe_folder(folder):
+    "Raise ValueError for a model's folder whose weights are a pickle, or damaged, or whose other files are too large to be what they say"
+    from safetensors import safe_open
+    files = [p for p in sorted(folder.iterdir()) if p.is_file()]
+    weights, pickles = ([p for p in files if p.suffix in kinds] for kinds in ({".safetensors"}, _PICKLES))
+    for p in weights:
+        with _Reading(folder.name, f"{p.name} is damaged; get it again"), safe_open(p, "np"): pass
+    for p in files:
+        if p.suffix in (".json", ".txt", ".model", ".jinja", ".tiktoken") and p.stat().st_size > _SMALL: raise ValueError(f"model {folder.name!r}: {p.name} has {p.stat().st_size:,} bytes, wanted at most {_SMALL:,}; is it the right file?")
+    if pickles and not weights:
+        raise ValueError(f"model {folder.name!r}: its weights are in {pickles[0].name}, and not in a .safetensors file. A pickle can run code when it is read, so none is read here. If you trust it, write it anew once, "
+                         "with transformers alone: AutoModel.from_pretrained(folder).save_pretrained(new_folder), and the tokenizer likewise; then give the new folder")
+
+
+def _safe_gguf(path):
+    "Raise ValueError for a file that is no GGUF, or says that it holds more than fits into it"
+    with open(path, "rb") as f: head = f.read(24)
+    if len(head) < 24 or head[:4] != b"GGUF": raise ValueError(f"model {path.name!r}: is no GGUF file (it starts with {head[:4]!r})")
+    version, tensors, entries = struct.unpack("<IQQ", head[4:])
+    if version not in (2, 3): raise ValueError(f"model {path.name!r}: has GGUF version {version}, wanted 2 or 3 with the smallest byte first; convert it anew")
+    if 24 * tensors + 12 * entries > path.stat().st_size: raise ValueError(f"model {path.name!r}: says that it holds {tensors:,} tensors and {entries:,} entries, which don't fit into it; it is damaged, get it again")
+    with _Reading(path.name, "it is damaged; get it again"):
+        from gguf import GGUFReader
+        end = max((t.data_offset + t.n_bytes for t in GGUFReader(path).tensors), default=0)
+    if path.stat().st_size > end + (1 << 20): raise ValueError(f"model {path.name!r}: has {path.stat().st_size:,} bytes, its tensors end at {end:,}; it is damaged, get it again")
 
 # %% ../nbs/00c_activations.ipynb #c018
 def _write_folder(file, folder):
@@ -94,8 +139,8 @@ def _write_folder(file, folder):
 # %% ../nbs/00c_activations.ipynb #c019
 def _intact(folder):
     "Whether every file of a rewritten model has the hash that its manifest says"
-    try: return all(sha256(folder / name) == sha for name, sha in json.loads((folder / "manifest.json").read_text()).items())
-    except (OSError, ValueError, AttributeError): return False
+    try: return all(sha256(folder / name) == sha for name, sha in json.loads(contents(folder / "manifest.json", _SMALL >> 4)).items())
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError): return False
 
 
 def _rewritten_name(name): return f"{name}-{artifact_id(name)[:12]}"
@@ -121,12 +166,17 @@ def _rewritten(name, check=False):
 # %% ../nbs/00c_activations.ipynb #c022
 def _locate(name):
     "Where a model lies: (folder or hub id, GGUF file or None, identity; None for a hub id, whose commit is not known yet)"
-    text, path = str(name), Path(name).expanduser()
+    if not isinstance(name, (str, os.PathLike)): raise ValueError(f"model: got {name!r}, wanted a folder with config.json, a .gguf file, a hub id, or one of {_embedded()}")
+    text, path = str(name), Path(os.path.expanduser(name))
     if text in ARTIFACTS:
         if ARTIFACTS[text].path.endswith(".gguf"): return str(_rewritten(text)), None, artifact_id(text)
         return str(artifact(text)), None, artifact_id(text)
-    if path.suffix == ".gguf" and path.is_file(): return str(path.parent), path.name, sha256(path)
-    if path.is_dir(): return str(path), None, _folder_identity(path)
+    if path.suffix == ".gguf" and os.path.isfile(path):
+        _safe_gguf(path)
+        return str(path.parent), path.name, sha256(path)
+    if os.path.isdir(path):
+        _safe_folder(path)
+        return str(path), None, _folder_identity(path)
     if isinstance(name, Path) or path.suffix == ".gguf" or path.is_absolute() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text):
         raise ValueError(f"model: no folder or file {text!r}; give a folder with config.json, a .gguf file, a hub id, or one of {_embedded()}")
     return text, None, None
@@ -137,17 +187,13 @@ def _embedded(): return ", ".join(dict.fromkeys([PRESETS["embedded"].weak, PRESE
 
 def _config(name, source, file):
     "The model's configuration; one clear error for all that can go wrong"
-    options = {"gguf_file": file} if file else {}
-    try:
-        with _quiet():
-            from transformers import AutoConfig
-            return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as e:
-        local = Path(source).is_dir()
-        help = "it needs a config.json that this version of transformers knows" if local else (
-            f"a hub id needs a network, and a gated or private one a token (`hf auth login`); without a hub there are {_embedded()}")
-        why = next((s for s in map(str.strip, str(e).splitlines()) if s), type(e).__name__)
-        raise ValueError(f"model {str(name)!r} can't be loaded: {help}. transformers says: {why}") from e
+    local = Path(source).is_dir()
+    help = "it needs a config.json that this version of transformers knows" if local else (
+        f"a hub id needs a network, and a gated or private one a token (`hf auth login`); without a hub there are {_embedded()}")
+    with _Reading(name, help), _quiet():
+        from transformers import AutoConfig
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **({"gguf_file": file} if file else {}))
+
 
 # %% ../nbs/00c_activations.ipynb #c025
 def _side_file(source, name, revision=None):
@@ -155,14 +201,16 @@ def _side_file(source, name, revision=None):
     from transformers.utils import cached_file
     path = Path(source) / name if Path(source).is_dir() else cached_file(
         source, name, revision=revision, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False)
-    return json.loads(Path(path).read_text()) if path and Path(path).is_file() else {}
+    said = json.loads(contents(path, _SMALL >> 4)) if path and Path(path).is_file() else {}
+    if not isinstance(said, dict): raise ValueError(f"{name}: got a {type(said).__name__}, wanted an object")
+    return said
 
 
 def _max_length(config, source, revision=None):
     "The longest text in tokens, or None"
     said = (getattr(config, "max_position_embeddings", None), _side_file(source, "tokenizer_config.json", revision).get("model_max_length"),
             _side_file(source, "sentence_bert_config.json", revision).get("max_seq_length"))
-    return min((int(n) for n in said if n and 0 < n < 10**9), default=None)
+    return min((int(n) for n in said if isinstance(n, (int, float)) and 1 <= n < 10**9), default=None)
 
 # %% ../nbs/00c_activations.ipynb #c026
 _SHARING = ("llama", "qwen2", "gpt2", "gpt_neox")  # causal, with full attention; each is tested
@@ -178,11 +226,15 @@ def language_model(
     revision = None if identity else getattr(config, "_commit_hash", None)
     if not identity and not revision: raise ValueError(f"model {str(model)!r}: the hub gave no commit for it; download it to a folder and give that")
     if config.is_encoder_decoder: raise ValueError(f"model {str(model)!r}: got an encoder-decoder ({config.model_type}), wanted a causal model or an encoder")
-    text = config.get_text_config()
+    with _Reading(model, "its config.json doesn't describe a language model"):
+        text = config.get_text_config()
+        for what in ("num_hidden_layers", "hidden_size"):
+            if isinstance(n := getattr(text, what), bool) or not isinstance(n, int) or not 0 < n < 10**7: raise ValueError(f"{what} is {n!r}")
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as encoders
+    with _Reading(model, "its tokenizer_config.json or sentence_bert_config.json is damaged"): longest = _max_length(text, source, revision)
     return LanguageModel(name=str(model) if not Path(source).is_dir() or str(model) in ARTIFACTS else Path(model).name, source=source, file=file, revision=revision,
                          identity=identity or f"{source}@{revision}", n_layers=text.num_hidden_layers, width=text.hidden_size,
-                         max_length=_max_length(text, source, revision), pooling="mean" if text.model_type in encoders else "last",
+                         max_length=longest, pooling="mean" if text.model_type in encoders else "last",
                          shares=text.model_type in _SHARING and not getattr(text, "sliding_window", None))
 
 # %% ../nbs/00c_activations.ipynb #c030
@@ -230,8 +282,9 @@ def _pool(h, mask, pooling):
 def _tokenise(texts, lm, rows=None):
     "Token ids of each text, as arrays; `rows` are the caller's row numbers, for messages. Also the tokenizer's pad id"
     from transformers import AutoTokenizer
-    with _quiet(): tok = AutoTokenizer.from_pretrained(lm.source, **lm.options)
-    ids = tok(list(texts), verbose=False, return_attention_mask=False)["input_ids"]
+    with _Reading(lm.name, "its tokenizer is damaged, needs a package that is missing, or is of another version"), _quiet():
+        tok = AutoTokenizer.from_pretrained(lm.source, **lm.options)
+        ids = tok(list(texts), verbose=False, return_attention_mask=False)["input_ids"]
     long = [i for i, t in enumerate(ids) if lm.max_length and len(t) > lm.max_length]
     if long:
         warnings.warn(f"{lm.name}: {len(long)} of {len(ids)} texts are longer than its {lm.max_length:,} tokens and were cut", stacklevel=3)
@@ -339,7 +392,12 @@ def _pretrained(lm, dtype):
     import torch
     from transformers import AutoModel
     if lm.name in ARTIFACTS and Path(lm.source).name == _rewritten_name(lm.name): _rewritten(lm.name, check=True)
-    with _quiet(): return AutoModel.from_pretrained(lm.source, dtype=getattr(torch, dtype), **lm.options).eval()
+    safe = {} if lm.file else dict(use_safetensors=True)  # never a pickle, which can run code
+    with _Reading(lm.name, "its weights must be there as .safetensors or .gguf, whole and of the shapes that its config.json says"), _quiet():
+        model, said = AutoModel.from_pretrained(lm.source, dtype=getattr(torch, dtype), output_loading_info=True, **safe, **lm.options)
+        lost = [k for k in said["missing_keys"] if "pooler" not in k]  # nobody looks at a pooler
+        if lost: raise ValueError(f"{len(lost)} weights are missing, such as {sorted(lost)[0]}, and would have been drawn by chance")
+    return model.eval()
 
 
 def _ready(model, n, layer, device, compile=False):
@@ -449,9 +507,16 @@ def load(self: Look):
 def through(self: Look, model):
     "The same for a whole model that is in memory already; it loses the layers that are not needed"
     device = _device(self.device)
-    run = _ready(model, self.lm.n_layers, self.layer, device, self.compile)
-    look = lambda shard, share, tick=lambda m: None: _run(shard.ids, shard.pad, run, self.pooling, device, share, tick)
+    run, words = _ready(model, self.lm.n_layers, self.layer, device, self.compile), model.get_input_embeddings().num_embeddings
+    look = lambda shard, share, tick=lambda m: None: _run(_known(shard, words, self.lm), shard.pad if shard.pad < words else 0, run, self.pooling, device, share, tick)
     return lambda shard, *tick: self._finite(shard, look(shard, self.shares, *tick), partial(look, share=False))
+
+
+def _known(shard, words, lm):
+    "A shard's token ids, all of which the model has a vector for"
+    odd = [r for r, t in zip(shard.rows, shard.ids) if t.max() >= words or t.min() < 0]
+    if odd: raise ValueError(f"model {lm.name!r}: its tokenizer gives row {odd[0]} a token that the model doesn't have ({words:,} are known); they don't belong together")
+    return shard.ids
 
 
 @patch
@@ -548,12 +613,14 @@ def _open_shard(store, path):
         with safe_open(path, "np") as f:
             about = f.metadata() or {}
             if about.get("store") != store.key: raise _Damaged("it belongs to another model, layer, pooling, dtype or length limit")
-            yield _tensor(f, "keys", about), lambda: _tensor(f, "x", about)
-    except (SafetensorError, OSError) as e: raise _Damaged(f"it can't be read ({e})") from e
+            keys = _tensor(f, "keys", about, np.uint8, (-1, 32))
+            yield keys, lambda: _tensor(f, "x", about, np.float32, (len(keys), -1))
+    except (SafetensorError, OSError, TypeError) as e: raise _Damaged(f"it can't be read ({e})") from e
 
 
-def _tensor(f, name, about):
+def _tensor(f, name, about, dtype, shape):
     a = f.get_tensor(name)
+    if a.dtype != dtype or a.ndim != 2 or any(n not in (-1, m) for n, m in zip(shape, a.shape)) or 0 in a.shape: raise _Damaged(f"{name} is {a.dtype} of shape {a.shape}, wanted {np.dtype(dtype)} {shape}")
     if _checksum(a) != about.get(f"{name}_sha256"): raise _Damaged(f"the checksum of {name} is wrong")
     return a
 
@@ -579,7 +646,9 @@ def _read(store, keys, rows, sheet, report=False):
                 hits = [(i, r) for r, k in enumerate(shard) if (i := where.get(k.tobytes())) is not None and not found[i]]
                 if not hits: continue
                 here, there = np.array(hits).T
-                sheet.put(np.asarray(rows)[here], values()[there])
+                x = values()
+                if sheet.x is not None and sheet.x.shape[1] != x.shape[1]: raise _Damaged(f"x is {x.shape[1]} wide, other rows are {sheet.x.shape[1]}")
+                sheet.put(np.asarray(rows)[here], x[there])
                 found[here] = True
         except _Damaged as e:
             if not report: continue  # read again, with the store locked
@@ -609,8 +678,8 @@ def _prepare(store):
     for left in store.folder.glob(".*.tmp"): left.unlink(missing_ok=True)
     path = store.folder / "manifest.json"
     if path.exists():
-        try: said = json.loads(path.read_text())
-        except ValueError: said = None
+        try: said = json.loads(contents(path, _SMALL >> 4))
+        except (ValueError, RecursionError): said = None
         if isinstance(said, dict) and (said.get("key"), said.get("recipe")) == (store.key, store.recipe): return
         warnings.warn(f"cache: {store.folder.name}/manifest.json is damaged or of another store; it is written anew, and each shard is checked by itself", stacklevel=4)
     about = dict(key=store.key, recipe=store.recipe, made_with=dict(torch=torch_version, transformers=transformers_version))
@@ -647,6 +716,8 @@ def _listed(texts):
     txt = [*(texts.txt if isinstance(texts, Texts) else texts)]
     odd = [i for i, t in enumerate(txt) if not isinstance(t, str)]
     if odd or not txt: raise ValueError(f"texts: row {odd[0]} is {txt[odd[0]]!r}, wanted a string" if odd else "texts: got none, wanted at least one")
+    half = [i for i, t in enumerate(txt) if re.search("[\\ud800-\\udfff]", t)]
+    if half: raise ValueError(f"texts: row {half[0]} ({ascii(txt[half[0]])[:60]}) holds a lone surrogate, half a character, which no tokenizer can read; text.encode('utf-8', 'replace').decode() puts ? there")
     return txt
 
 # %% ../nbs/00c_activations.ipynb #nd67fdca
@@ -678,7 +749,7 @@ def _executor(executor, device):
 
 def _npy(path):
     "The path of a .npy file in a folder that is there"
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.suffix != ".npy" or not path.parent.is_dir(): raise ValueError(f"out: got {str(path)!r}, wanted a .npy file in a folder that exists")
     return path
 
@@ -702,7 +773,7 @@ def activations(
     layer, pooling, dtype = _choices(lm, layer, pooling, dtype)
     executor, device = _executor(executor, device)
     look = Look(lm, layer, pooling, dtype, device, compile)
-    store = None if cache is False else _store(cache_dir() / "activations" if cache in (None, True) else Path(cache).expanduser(), look)
+    store = None if cache is False else _store(cache_dir() / "activations" if cache in (None, True) else os.path.expanduser(cache), look)
     with written(_npy(out)) if out is not None else nullcontext() as temp:
         x = _all(txt, look, store, executor, _Sheet(len(txt), temp), progress)
     return x if out is None else np.load(out, mmap_mode="r")

@@ -8,23 +8,27 @@ __all__ = ['ARTIFACTS', 'Artifact', 'ArtifactError', 'artifact_id', 'cache_dir',
 # %% ../nbs/00a_artifacts.ipynb #c002
 import hashlib
 import json
+import lzma
 import os
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from stat import S_ISLNK
 
 import pandas as pd
 import platformdirs
 from tqdm import tqdm
 
-from .files import held, sha256
+from .files import contents, held, sha256
 
 # %% ../nbs/00a_artifacts.ipynb #c006
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def artifact_id(
 def cache_dir() -> Path:  # the folder; it need not exist yet
     "The cache folder: `DATACENTRIC_W2S_CACHE` if set, else the user's cache folder."
     own = os.environ.get("DATACENTRIC_W2S_CACHE")
-    return Path(own).expanduser().absolute() if own else Path(platformdirs.user_cache_dir("datacentric_w2s"))
+    return Path(os.path.expanduser(own)).absolute() if own else Path(platformdirs.user_cache_dir("datacentric_w2s"))
 
 
 def _members(a): return sorted({m for b in (a, *ARTIFACTS.values()) if b.sha256 == a.sha256 for m in b.members})
@@ -111,8 +115,8 @@ def _faults(folder, a):
     "What is wrong with the extracted members of `a`: a list of sentences; None where nothing was extracted yet"
     path = folder / "manifest.json"
     if not path.exists(): return None
-    try: files = {f: (int(size), str(sha)) for f, (size, sha) in json.loads(path.read_text())["files"].items() if _belongs(f, a.members)}
-    except (ValueError, KeyError, TypeError, AttributeError): return ["manifest.json is damaged"]
+    try: files = {f: (int(size), str(sha)) for f, (size, sha) in json.loads(contents(path, 1 << 26))["files"].items() if _belongs(f, a.members)}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError): return ["manifest.json is damaged"]
     faults = [f"{m} is not in the manifest" for m in a.members if not any(_belongs(f, [m]) for f in files)]
     for f, (size, sha) in files.items():
         p = folder / f
@@ -122,23 +126,40 @@ def _faults(folder, a):
     return faults
 
 # %% ../nbs/00a_artifacts.ipynb #c020
+LARGEST = 16 << 30  # bytes that the members of one wheel may have, unpacked
+
+
 def _safe(name):
-    "Whether a member's name stays inside the folder that it is extracted to"
+    "Whether a member's name stays inside the folder that it is extracted to, on any system"
     p = PurePosixPath(name)
-    return not (p.is_absolute() or ".." in p.parts or "\\" in name or ":" in name or "\0" in name)
+    return not (p.is_absolute() or ".." in p.parts or "\\" in name or ":" in name or "\0" in name or any(len(s.encode("utf-8", "replace")) > 200 for s in p.parts))
+
+
+def _wanted(z, members):
+    "The members to extract, all of which can be; raises BadZipFile"
+    infos = [i for i in z.infolist() if not i.is_dir() and _belongs(i.filename, members)]
+    names = [i.filename for i in infos]
+    bad = [n for n in names if not _safe(n)]
+    if bad: raise zipfile.BadZipFile(f"member {bad[0][:200]!r} would lie outside the cache folder")
+    if links := [i.filename for i in infos if S_ISLNK(i.external_attr >> 16)]: raise zipfile.BadZipFile(f"member {links[0]!r} is a link")
+    folded = [n.casefold() for n in names]
+    inside = {str(q) for n in folded for q in PurePosixPath(n).parents}
+    if twice := [n for n, f in zip(names, folded) if folded.count(f) > 1 or f in inside] if len({*folded}) < len(folded) or inside & {*folded} else []: raise zipfile.BadZipFile(f"member {twice[0]!r} stands there twice, or is a folder too")
+    if (size := sum(i.file_size for i in infos)) > LARGEST: raise zipfile.BadZipFile(f"its members have {size:,} bytes, wanted at most {LARGEST:,}")
+    lost = [m for m in members if not any(_belongs(n, [m]) for n in names)]
+    if lost: raise zipfile.BadZipFile(f"no member {lost[0]!r}")
+    return names
 
 
 def _extract(wheel, members, to):
     "Extract `members` of the file `wheel` into the folder `to`; the manifest: name -> (size, sha256)"
-    with zipfile.ZipFile(wheel) as z:
-        names = [n for n in z.namelist() if not n.endswith("/") and _belongs(n, members)]
-        bad = [n for n in names if not _safe(n)]
-        if bad: raise zipfile.BadZipFile(f"member {bad[0]!r} would lie outside the cache folder")
-        lost = [m for m in members if not any(_belongs(n, [m]) for n in names)]
-        if lost: raise zipfile.BadZipFile(f"no member {lost[0]!r}")
-        for n in names:
-            (to / n).parent.mkdir(parents=True, exist_ok=True)
-            with z.open(n) as src, open(to / n, "wb") as dst: shutil.copyfileobj(src, dst, 1 << 20)
+    try:
+        with zipfile.ZipFile(wheel) as z:
+            names = _wanted(z, members)
+            for n in names:
+                (to / n).parent.mkdir(parents=True, exist_ok=True)
+                with z.open(n) as src, open(to / n, "wb") as dst: shutil.copyfileobj(src, dst, 1 << 20)
+    except (ValueError, RuntimeError, EOFError, LookupError, OverflowError, zlib.error, lzma.LZMAError, struct.error) as e: raise zipfile.BadZipFile(str(e) or type(e).__name__) from e  # a zip file can be wrong in many ways
     return {n: ((to / n).stat().st_size, sha256(to / n)) for n in names}
 
 # %% ../nbs/00a_artifacts.ipynb #c023

@@ -104,14 +104,14 @@ _WRITERS = {".csv": lambda df, path: df.to_csv(path, index=False), ".jsonl": lam
 
 def _new_file(text):
     "A file to write"
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.suffix not in _WRITERS or not path.parent.is_dir(): raise ArgumentTypeError(f"got {text!r}, wanted a file that ends in {', '.join(_WRITERS)}, in a folder that exists")
     return path
 
 
 def _new_folder(text):
     "A folder to write to, made where it is missing"
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.exists() and not path.is_dir(): raise ArgumentTypeError(f"got the file {text!r}, wanted a folder")
     return path
 
@@ -141,7 +141,7 @@ def _worked(parser, work, argv):
     except _PROMISED as e:
         say(f"error: {e}")
         return 1
-    print(_shown(answer, args.format))
+    print(_shown(answer, args.format).encode("utf-8", "backslashreplace").decode())  # a file's name may hold half a character
     return 0
 
 # %% ../nbs/08_commands.ipynb #n187752c

@@ -7,14 +7,18 @@ __all__ = ['REGISTRY', 'CAP', 'Question', 'text_formatter', 'choice_formatter', 
            'load_texts', 'load_splits', 'leak_check', 'register_dataset', 'datasets']
 
 # %% ../nbs/00b_data.ipynb #c002
+import codecs
 import difflib
 import gzip
 import hashlib
 import json
+import os
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +32,20 @@ def _chance(*parts):
     "A number below 2**64 that hangs on nothing but these strings"
     return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest(), "big")
 
+# %% ../nbs/00b_data.ipynb #nb1782ff
+def _missing(value): return value is None or value is pd.NA or value is pd.NaT or isinstance(value, (float, np.floating)) and np.isnan(value) or isinstance(value, str) and not value.strip()
+
+
+def _short(value): return f"the {type(value).__name__} {repr(value)[:40]}"
+
+
+def _surrogate(text):
+    "The first lone surrogate of a text as it is written in JSON, or an empty string"
+    try: text.encode()
+    except UnicodeEncodeError as e: return ascii(text[e.start])[1:-1]
+    return ""
+
+
 # %% ../nbs/00b_data.ipynb #c008
 @dataclass(frozen=True)
 class Question:
@@ -38,7 +56,11 @@ class Question:
     group: object = None     # what ties it to other questions, such as a shared passage; None: the prompt
 
     def __post_init__(self):
+        if isinstance(self.candidates, str): raise ValueError(f"candidates: got {_short(self.candidates)}, wanted a tuple of strings")
         n = len(self.candidates) or 2
+        for text in (self.prompt, *self.candidates):
+            if not isinstance(text, str): raise ValueError(f"prompt and candidates: got {_short(text)}, wanted strings")
+            if _surrogate(text): raise ValueError(f"prompt and candidates: {ascii(text)[:60]} holds half a character, which no model can read")
         if self.correct not in range(n): raise ValueError(f"correct: got {self.correct!r}, wanted a whole number from 0 to {n - 1}")
         if self.candidates and not self.wrong: raise ValueError(f"candidates: none is wrong in {self.candidates!r}")
 
@@ -67,8 +89,8 @@ def text_formatter(
     "Make a formatter for texts with a label. The formatter raises ValueError for a label that `labels` doesn't hold."
     def fmt(row):
         y = row[label]
-        if y in (None, -1): return None
-        if y not in labels: raise ValueError(f"{label}: got {y!r}, wanted one of {list(labels)}; say what it means with labels={{{y!r}: ...}}")
+        if _missing(y) or isinstance(y, Real) and y == -1: return None
+        if not isinstance(y, Hashable) or y not in labels: raise ValueError(f"{label}: got {y!r}, wanted one of {list(labels)}; say what it means with labels={{{y!r}: ...}}")
         return Question(template.format_map(row), correct=labels[y], group=row[group] if group else None)
     return fmt
 
@@ -84,7 +106,8 @@ def choice_formatter(
     def fmt(row):
         options = candidates(row) if callable(candidates) else row[candidates] if isinstance(candidates, str) else [row[c] for c in candidates]
         at = correct(row) if callable(correct) else correct if isinstance(correct, int) else row[correct]
-        if at in (None, "", -1, "-1"): return None
+        if _missing(at) or at in (-1, "-1"): return None
+        if not isinstance(at, str) and not at == at // 1: raise ValueError(f"{correct}: got {at!r}, wanted the number of a candidate")
         return Question(template.format_map(row), tuple(str(c).strip() for c in options), int(at) - start, group=row[group] if group else None)
     return fmt
 
@@ -157,8 +180,8 @@ def _format(rows, at, formatter):
         if q is not None: yield q
 
 # %% ../nbs/00b_data.ipynb #c022
-def _make_texts(name, rows, formatter, answers, limit=None, balance=True):
-    "Raw rows -> `Texts`, at most `limit` of them (None: all)"
+def _make_texts(name, rows, formatter, answers, limit=None, balance=True, aloud=.99):
+    "Raw rows -> `Texts`, at most `limit` of them (None: all); fewer than the share `aloud` of them are kept with a warning only"
     if answers not in ("pair", "single"): raise ValueError(f"answers: got {answers!r}, wanted 'pair' or 'single'")
     if not len(rows): raise ValueError(f"{name}: no rows; the source is empty")
     order = np.random.default_rng(_chance(name)).permutation(len(rows))
@@ -170,8 +193,11 @@ def _make_texts(name, rows, formatter, answers, limit=None, balance=True):
         if take == len(rows) or len(df) >= limit - limit % 2: break
         take = min(len(rows), 2 * take)
     if clean.y.nunique() < 2: raise ValueError(f"{name}: {len(clean):,} usable rows, all with the labels {clean.y.unique().tolist()}; both 0 and 1 are needed")
-    if len(clean) < .99 * len(raw):
+    if limit is not None and len(df) == 0: raise ValueError(f"{name}: rows: got {limit!r}, wanted at least 2, one of each label")
+    if len(clean) < aloud * len(raw):
         warnings.warn(f"{name}: {len(raw) - len(clean):,} of {len(raw):,} rows dropped, because their text stands there twice", stacklevel=4)
+    if limit is None and len(df) < aloud * len(clean) and aloud == 1:
+        warnings.warn(f"{name}: {len(df):,} of {len(clean):,} rows kept, so that both labels have equally many; balance=False keeps all", stacklevel=4)
     place = np.random.default_rng(_chance(name, "place")).permutation(df.q.max() + 1)  # balancing took the first ones: mix, or the end holds one label
     df = df.iloc[np.argsort(place[df.q], kind="stable")]
     return Texts(name, df.txt.to_numpy(object), df.y.to_numpy(), pd.factorize(df.group)[0])
@@ -372,8 +398,8 @@ for _line in _HUB.strip().splitlines():
     REGISTRY["hub", _name] = DataSource(_name, "hub", _load, _HUB_FORMATTERS[_name], _columns, _licence, None, _SURE[_sure])
 
 # %% ../nbs/00b_data.ipynb #c046
-_READERS = {".csv": pd.read_csv, ".tsv": partial(pd.read_csv, sep="\t"), ".json": pd.read_json, ".jsonl": partial(pd.read_json, lines=True),
-            ".parquet": pd.read_parquet}
+LARGEST = 2 << 30  # bytes that a file of your own may have, unpacked; raise it where you mean it
+_READERS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 def _is_path(name): return isinstance(name, Path) or isinstance(name, str) and _suffix(name) in _READERS
@@ -382,25 +408,125 @@ def _is_path(name): return isinstance(name, Path) or isinstance(name, str) and _
 def _suffix(path): return Path(str(path).removesuffix(".gz")).suffix.lower()
 
 
-def _read(path):
-    "A file as a data frame"
-    path = Path(path).expanduser()
+def _opened(path): return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+
+
+def _too_large(path, size):
+    return ValueError(f"{path.name}: has {size:,} bytes or more{' when unpacked' * (path.suffix == '.gz')}, wanted at most {LARGEST:,}; is it the right file? "
+                      "If it is, hand on a `datasets.Dataset`, or raise datacentric_w2s.data.LARGEST")
+
+
+def _is_text(path):
+    "Raise ValueError for a file that is too large when it is unpacked, or no UTF-8; a block at a time, before it is parsed"
+    decoder, size, line = codecs.getincrementaldecoder("utf-8")(), 0, 1
+    with _opened(path) as f:
+        while block := f.read(1 << 20) or None:
+            left = decoder.getstate()[0]
+            try: decoder.decode(block)
+            except UnicodeDecodeError as e:
+                raise ValueError(f"byte {e.object[e.start]:#04x} in line {line + (left + block)[:e.start].count(10)} (byte {size - len(left) + e.start:,} of the file) is no UTF-8; save the file as UTF-8") from e
+            size, line = size + len(block), line + block.count(10)
+            if size > LARGEST: raise _too_large(path, size)
+    if decoder.getstate()[0]: raise ValueError(f"its last character is cut off in line {line}; the file is not whole, or no UTF-8")
+
+
+def _fits(path):
+    "Raise ValueError for a parquet file whose columns are too large when they are unpacked"
+    import pyarrow.parquet as pq
+    size = 0
+    with pq.ParquetFile(path) as f:
+        for batch in f.iter_batches(1024):
+            if (size := size + batch.nbytes) > LARGEST: raise _too_large(path, size)
+
+
+# %% ../nbs/00b_data.ipynb #n2ba9ac2
+def _typed(words):
+    "A column of a CSV file, where all are words: truth values or numbers if each word is one, else as it is; no word at all is missing"
+    known = words[words != ""]
+    if not len(known): return words
+    if (low := known.str.lower()).isin(["true", "false"]).all(): return (low == "true").astype(object).reindex(words.index)
+    try: return pd.to_numeric(known).reindex(words.index)
+    except ValueError: return words
+
+
+def _table(path, sep, texts):
+    "A file of rows with a separator, as a frame; the columns `texts` keep their words as they are written, None = all do"
+    raw = pd.read_csv(path, sep=sep, header=None, dtype=object, keep_default_na=False, encoding="utf-8-sig")
+    df = raw[1:].reset_index(drop=True).set_axis(raw.iloc[0].tolist(), axis=1)
+    return df if texts is None or not df.columns.is_unique else df.assign(**{c: _typed(df[c]) for c in df.columns if c not in texts})
+
+
+def _once(pairs):
+    "A JSON object whose keys stand there once"
+    found = dict(pairs)
+    if len(found) < len(pairs): raise ValueError(f"a key stands there twice in {{{', '.join(repr(k) for k, _ in pairs)[:80]}}}")
+    return found
+
+
+def _lines(text):
+    "The values of JSON lines"
+    for i, line in enumerate(text.split("\n"), 1):
+        try:
+            if line.strip(): yield json.loads(line, object_pairs_hook=_once)
+        except ValueError as e: raise ValueError(f"line {i}: {e}") from e
+
+
+def _records(rows):
+    "What a JSON file holds, as a frame of plain objects: a list of rows, or an object of columns"
+    if isinstance(rows, dict) and all(isinstance(v, dict) for v in rows.values()):
+        if len({tuple(v) for v in rows.values()}) > 1: raise ValueError("its columns have different rows")
+        rows = {k: list(v.values()) for k, v in rows.items()}
+    if isinstance(rows, dict) and all(isinstance(v, list) for v in rows.values()) or isinstance(rows, list) and len({isinstance(r, dict) for r in rows}) < 2: return pd.DataFrame(rows, dtype=object)
+    raise ValueError("wanted a list of rows that are objects, or an object of columns that are lists")
+
+
+def _parsed(path, texts):
+    "A file as a frame; its content is checked before it is parsed"
+    kind = _suffix(path)
+    if kind == ".parquet":
+        import pyarrow.parquet as pq
+        _fits(path)
+        return pq.read_table(path).to_pandas(ignore_metadata=True)
+    _is_text(path)
+    if kind in (".csv", ".tsv"): return _table(path, "," if kind == ".csv" else "\t", texts)
+    with _opened(path) as f: text = f.read().decode("utf-8-sig")
+    return _records(list(_lines(text)) if kind == ".jsonl" else json.loads(text, object_pairs_hook=_once))
+
+
+def _read(path, texts=()):
+    "A file as a data frame; see `_table` for `texts`"
+    path = Path(os.path.expanduser(path))
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
     if _suffix(path) not in _READERS: raise ValueError(f"{path.name}: wanted a file that ends in {', '.join(_READERS)}")
-    if not path.stat().st_size: raise ValueError(f"{path.name}: the file is empty")
-    try: return _READERS[_suffix(path)](path)
-    except (ValueError, OSError) as e: raise ValueError(f"{path.name}: can't be read as {_suffix(path)[1:]}: {e}") from e
+    if not (size := path.stat().st_size): raise ValueError(f"{path.name}: the file is empty")
+    if size > LARGEST: raise _too_large(path, size)
+    from pyarrow import ArrowException
+    try: return _parsed(path, texts)
+    except (ValueError, OSError, EOFError, TypeError, LookupError, OverflowError, RecursionError, MemoryError, zlib.error, ArrowException) as e:
+        if str(e).startswith(f"{path.name}: "): raise
+        raise ValueError(f"{path.name}: can't be read as {_suffix(path)[1:]}: {str(e) or type(e).__name__}") from e
 
 # %% ../nbs/00b_data.ipynb #c047
+def _frame(data, name, texts):
+    "The user's data as a frame"
+    if isinstance(data, dict): raise ValueError(f"{name}: got a {type(data).__name__} with the keys {', '.join(map(str, data))}; hand on one of its values")
+    if isinstance(data, (str, bytes)) and not _is_path(data): raise ValueError(f"{name}: got {_short(data)}, wanted rows, or a path that ends in {', '.join(_READERS)}")
+    if _is_path(data): df = _read(data, texts)
+    else:
+        try: df = data.to_pandas() if hasattr(data, "to_pandas") else data if isinstance(data, pd.DataFrame) else _records(list(data))
+        except (TypeError, ValueError) as e: raise ValueError(f"{name}: got {_short(data)}, wanted a list of rows that are mappings, a data frame, a `datasets.Dataset`, or a path to a file ({e})") from e
+    if twice := sorted({str(c) for c in df.columns[df.columns.duplicated()]}): raise ValueError(f"{name}: column {', '.join(twice)} stands there twice; give each column a name of its own")
+    return df
+
+
 def _own_frame(data, name, columns=None):
     "The user's data as a frame with the columns txt or question and answer, label, perhaps group"
-    if isinstance(data, dict): raise ValueError(f"{name}: got a {type(data).__name__} with the keys {', '.join(map(str, data))}; hand on one of its values")
-    if _is_path(data): df = _read(data)
-    else: df = data.to_pandas() if hasattr(data, "to_pandas") else pd.DataFrame(data if isinstance(data, pd.DataFrame) else list(data))
+    columns = columns or {}
+    df = _frame(data, name, {"txt", "text", "question", "answer", "group", *(v for k, v in columns.items() if k != "label")} - {columns.get("label")})
     came = ", ".join(map(str, df.columns)) or "none"
-    lost = [f"{v} (for {k})" for k, v in (columns or {}).items() if v not in df]
+    lost = [f"{v} (for {k})" for k, v in columns.items() if v not in df]
     if lost: raise ValueError(f"{name}: column {', '.join(lost)} is missing; the columns are {came}")
-    df = df.rename(columns={v: k for k, v in (columns or {}).items()})
+    df = df.drop(columns=[k for k in columns if k in df and k not in columns.values()]).rename(columns={v: k for k, v in columns.items()})
     if "txt" not in df and "text" in df: df = df.rename(columns={"text": "txt"})
     if not len(df): raise ValueError(f"{name}: no rows; the source is empty")
     wanted = ["label"] if "txt" in df else ["question", "answer", "label"]
@@ -410,18 +536,43 @@ def _own_frame(data, name, columns=None):
     return df[wanted + [c for c in ("txt", "group") if c in df]]
 
 # %% ../nbs/00b_data.ipynb #c048
+def _label(value, labels=None):
+    "What a label means, 0 or 1, or None: numbers and truth values of exactly this value; words mean what `labels` says"
+    try: value = value if labels is None else labels.get(value)
+    except TypeError: return None  # a list, which is no key
+    return int(value) if isinstance(value, (Real, np.bool_)) and value in (0, 1) else None
+
+
+def _words(values, name, column):
+    "A column of texts: strings and whole numbers, as they are written; None where there is none"
+    out = []
+    for i, v in enumerate(values):
+        if isinstance(v, (int, np.integer)) and not isinstance(v, bool): v = str(v)
+        if not isinstance(v, str) and not _missing(v): raise ValueError(f"{name}: {column} of row {i} is {_short(v)}, wanted a string; write it as a text")
+        if isinstance(v, str) and (odd := _surrogate(v)): raise ValueError(f"{name}: {column} of row {i} holds {odd}, half a character, which no model can read; text.encode('utf-8', 'replace').decode() puts ? there")
+        out.append(None if _missing(v) else v)
+    return out
+
+
 def _own(data, name, columns=None, labels=None):
     "The user's data as a list of questions"
     df = _own_frame(data, name, columns)
-    y = df["label"].map(labels) if labels else df["label"]
-    odd = df["label"][~y.isin([0, 1])]
-    if len(odd): raise ValueError(f"{name}: label must be 0 or 1, got {odd.unique().tolist()[:5]} in {len(odd):,} of {len(df):,} rows; "
-                                  f"say what they mean, such as labels={{{odd.iloc[0]!r}: 1, ...: 0}}")
-    if "txt" in df: txt, group = df["txt"], df["txt"]
-    else: txt, group = "Q: " + df["question"].astype(str) + " A: " + df["answer"].astype(str), df["question"]
-    empty = txt.isna() | (txt.astype(str).str.strip() == "")
-    if empty.any(): warnings.warn(f"{name}: {empty.sum():,} of {len(df):,} rows dropped, because they have no text", stacklevel=5)
-    return [Question(str(t), correct=int(l), group=g) for t, l, g, e in zip(txt, y, df.get("group", group), empty) if not e]
+    y = [_label(v, labels) for v in df["label"]]
+    odd = [v for v, l in zip(df["label"], y) if l is None]
+    if odd: raise ValueError(f"{name}: label must be 0 or 1, got {list({repr(v): v for v in odd}.values())[:5]} in {len(odd):,} of {len(df):,} rows; "
+                             f"say what they mean, such as labels={{{odd[0]!r}: 1, ...: 0}}")
+    words = {c: _words(df[c], name, c) for c in (("txt",) if "txt" in df else ("question", "answer"))}
+    group = words.get("question") or words["txt"]
+    if "group" in df:
+        lost = [i for i, g in enumerate(df["group"]) if _missing(g)]
+        if lost: raise ValueError(f"{name}: group is missing in {len(lost):,} of {len(df):,} rows (first: row {lost[0]}); give each row one, or leave the column out")
+        group = [str(g) for g in df["group"]]
+        if odd := [i for i, g in enumerate(group) if _surrogate(g)]: raise ValueError(f"{name}: group of row {odd[0]} holds {_surrogate(group[odd[0]])}, half a character; give it another name")
+    if "txt" in df: txt = words["txt"]
+    else: txt = [None if None in qa else "Q: {} A: {}".format(*qa) for qa in zip(*words.values())]
+    empty = sum(t is None for t in txt)
+    if empty: warnings.warn(f"{name}: {empty:,} of {len(df):,} rows dropped, because they have no text", stacklevel=5)
+    return [Question(t, correct=l, group=g) for t, l, g in zip(txt, y, group) if t is not None]
 
 # %% ../nbs/00b_data.ipynb #n2e7a668
 def unlabelled(
@@ -433,15 +584,19 @@ def unlabelled(
     "Texts without labels. Raises ValueError for no rows, for texts that are empty or no strings, and for a column that can't be found."
     if isinstance(data, Texts): return data.txt
     if isinstance(data, str) and not _is_path(data): raise ValueError(f"{name}: got the string {data[:40]!r}, wanted a list of texts, or a path that ends in {', '.join(_READERS)}")
-    df = _read(data) if _is_path(data) else data.to_pandas() if hasattr(data, "to_pandas") else data
+    df = _frame(data, name, None) if _is_path(data) or hasattr(data, "to_pandas") or isinstance(data, pd.DataFrame) else data
     if isinstance(df, pd.DataFrame):
         found = [column] if column is not None else [c for c in ("txt", "text") if c in df] or (list(df.columns) if df.shape[1] == 1 else [])
         if not found or found[0] not in df: raise ValueError(f"{name}: column {column or 'txt or text'} is missing; the columns are {', '.join(map(str, df.columns))}; say column=...")
         df = df[found[0]]
-    texts = np.array(list(df), dtype=object)
+    if not hasattr(df, "__iter__") or isinstance(df, (bytes, dict)): raise ValueError(f"{name}: got {_short(df)}, wanted a list of texts, a data frame, a `datasets.Dataset`, or a path to a file")
+    rows = list(df)
+    texts = np.empty(len(rows), object)
+    texts[:] = rows
     if len(texts) == 0: raise ValueError(f"{name}: no rows; the source is empty")
     odd = [i for i, t in enumerate(texts) if not isinstance(t, str) or not t.strip()]
     if odd: raise ValueError(f"{name}: {len(odd)} of {len(texts)} texts are empty or no strings (first: row {odd[0]}, {texts[odd[0]]!r}); drop them first")
+    _words(texts, name, "text")
     return texts
 
 # %% ../nbs/00b_data.ipynb #c052
@@ -471,15 +626,13 @@ def load_texts(
     "All texts of a data set. Raises ValueError for an unknown name and for unusable rows, ConnectionError without a hub, ArtifactError without pip."
     p = get_preset(preset)
     answers = p.answers if answers is None else answers
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, (int, np.integer)) or rows < 2): raise ValueError(f"rows: got {rows!r}, wanted a whole number of at least 2, or None for all")
     if isinstance(name, str) and not _is_path(name):
         d = _find(name, p.name)
         return _make_texts(name, d.load(), d.formatter, answers, rows, balance)
     own = Path(str(name).removesuffix(".gz")).stem if _is_path(name) else "own data"
     questions = _own(name, own, columns, labels)
-    texts = _make_texts(own, questions, lambda q: q, answers, rows, balance)
-    if rows is None and balance and len(texts) < .99 * len(questions):
-        warnings.warn(f"{own}: {len(texts):,} of {len(questions):,} rows kept, so that both labels have equally many; balance=False keeps all", stacklevel=2)
-    return texts
+    return _make_texts(own, questions, lambda q: q, answers, rows, balance, aloud=1)
 
 # %% ../nbs/00b_data.ipynb #c055
 def load_splits(

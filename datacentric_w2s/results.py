@@ -37,7 +37,7 @@ from tqdm import tqdm
 from .core import KINDS, PALETTE, Splits, clustered_se, preset as get_preset
 from .data import load_splits
 from .detection import Rules, detect
-from .files import sha256, written
+from .files import contents, sha256, written
 from .probes import LinearProbe, corrected_se, evaluate, split_ratio, with_sizes
 
 # %% ../nbs/07_results.ipynb #c006
@@ -73,7 +73,7 @@ class Cell:
 def _recipe(cell, version):
     "All that a cell's file must agree with; for your own file also what is in it"
     try:
-        own = Path(cell.source[0]).expanduser()
+        own = Path(os.path.expanduser(cell.source[0]))
         content = {"content": sha256(own)[:16]} if own.is_file() else {}
     except OSError: content = {}  # no path at all, such as a name that is too long for one
     return dict(dataset=cell.dataset, seed=int(cell.seed), experiment=cell.experiment, version=version) | content
@@ -107,8 +107,15 @@ def write_cell(
 def _typed(texts, dtype):
     "A column of texts as what it was before; exact for numbers, and an empty text is missing"
     if dtype == "bool": return texts == "True"
-    if dtype.startswith(("int", "uint", "float")): return texts.replace("", "nan").astype(dtype)
+    if re.fullmatch(r"u?int\d+|float\d+", dtype): return texts.replace("", "nan").astype(dtype)
+    if not re.fullmatch(r"object|str(ing)?(\[\w+\])?|category|boolean|U?Int\d+|Float\d+|(datetime|timedelta)64\[.{1,40}\]", dtype): raise ValueError(f"column {texts.name}: {dtype[:40]!r} is no type of a table's column")
     return texts.mask(texts == "").astype(dtype)
+
+
+def _cell_table(body, dtypes):
+    "The table of a cell's file"
+    texts = pd.read_csv(io.BytesIO(body), dtype=object, keep_default_na=False) if dtypes else pd.DataFrame()
+    return pd.DataFrame({c: _typed(texts[c], t) for c, t in dtypes.items()})
 
 
 def read_cell(
@@ -116,15 +123,15 @@ def read_cell(
     recipe=None,  # what it must have been made from, as a dict; None = anything
 ) -> tuple:  # the table, and the recipe as a dict
     "Read a cell's file. Raises ValueError where it is damaged, or was made from another recipe."
-    head, _, body = Path(path).read_bytes().partition(b"\n")
+    head, _, body = contents(path, 1 << 30).partition(b"\n")
     try: about = json.loads(head.removeprefix(b"# "))
-    except ValueError as e: raise ValueError(f"{Path(path).name}: the first line is no recipe") from e
+    except (ValueError, RecursionError) as e: raise ValueError(f"{Path(path).name}: the first line is no recipe") from e
     if not isinstance(about, dict) or hashlib.sha256(body).hexdigest() != about.get("sha256"): raise ValueError(f"{Path(path).name}: damaged, its checksum differs")
     odd = {k: about.get(k) for k in {*(recipe or {}), *({"content"} & about.keys() if recipe else ())} if about.get(k) != (recipe or {}).get(k)}
     if odd: raise ValueError(f"{Path(path).name}: made from another recipe, with {', '.join(f'{k} = {v!r}' for k, v in sorted(odd.items()))}")
-    texts = pd.read_csv(io.BytesIO(body), dtype=object, keep_default_na=False) if about["dtypes"] else pd.DataFrame()
-    df = pd.DataFrame({c: _typed(texts[c], t) for c, t in about["dtypes"].items()})
-    if len(df) != about["rows"]: raise ValueError(f"{Path(path).name}: {len(df)} rows, its recipe says {about['rows']}")
+    try: df = _cell_table(body, about["dtypes"])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e: raise ValueError(f"{Path(path).name}: its rows don't fit to its recipe ({e})") from e
+    if len(df) != about.get("rows"): raise ValueError(f"{Path(path).name}: {len(df)} rows, its recipe says {about.get('rows')}")
     return df, about
 
 # %% ../nbs/07_results.ipynb #c014

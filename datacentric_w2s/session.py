@@ -9,7 +9,10 @@ __all__ = ['Plan', 'Query', 'Told', 'Session', 'plot_session']
 import hashlib
 import io
 import json
+import struct
 import warnings
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +23,7 @@ from fastcore.basics import patch
 
 from .core import PALETTE, label_lines
 from .detection import Rules
-from .files import written
+from .files import contents, written
 from .regret import POLICIES
 from .rewards import Ledger, Reward, reward_of
 
@@ -219,6 +222,7 @@ def _told(plan, state, source, conf, x, ids):
 # %% ../nbs/02f_session.ipynb #c021
 _FORMAT = "datacentric_w2s-session"
 _VERSION = 1
+_LARGEST = 8 << 30  # bytes of a file, and of an array in it
 
 
 def _pack(recipe, arrays):
@@ -237,7 +241,13 @@ def _unpack(content, path):
     if words[1] != str(_VERSION): raise ValueError(f"{path}: has format {words[1]}, this version reads {_VERSION}; restore it with the version that wrote it")
     if words[2] != hashlib.sha256(rest).hexdigest(): raise ValueError(f"{path}: is damaged (its checksum doesn't fit); use a copy, or tell the batches anew")
     recipe, _, payload = rest.partition(b"\n")
-    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays: return json.loads(recipe), {k: arrays[k] for k in arrays.files}
+    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays: return json.loads(recipe), {k: arrays[k] for k in arrays.files if _fits(arrays.zip, k)}
+
+
+def _fits(z, name):
+    "Whether an array's size, unpacked, is one of a session; raises ValueError"
+    if (size := sum(i.file_size for i in z.infolist() if i.filename.removesuffix(".npy") == name)) > _LARGEST: raise ValueError(f"{name} has {size:,} bytes, wanted at most {_LARGEST:,}")
+    return True
 
 # %% ../nbs/02f_session.ipynb #c024
 def _named(f):
@@ -353,8 +363,10 @@ def restore(
     rates=None,   # likewise: the calibration's rates, while they aren't known yet
 ):  # the `Session`, which goes on as if it had never been left
     "Read a session from its file. Raises ValueError for a damaged or foreign file, and for functions that are missing or of another name (a file holds no more of them; of `partial` ones, the arguments)."
-    self, content = cls.__new__(cls), Path(path).read_bytes()
-    self.plan, self._state = _from_file(content, path, dict(policy=policy, how=how, stop=stop, rates=rates))
+    self, content = cls.__new__(cls), contents(path, _LARGEST)
+    try: self.plan, self._state = _from_file(content, path, dict(policy=policy, how=how, stop=stop, rates=rates))
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error) as e:
+        raise ValueError(f"{path}: its checksum fits, but its content is none of a session ({type(e).__name__}: {e}); use a copy") from e
     self.path, self._last = Path(path), content.partition(b"\n")[0]
     return self
 

@@ -136,8 +136,9 @@ def _noted(text, where):
         body, digest = json.loads(text)
         if hashlib.sha256(body.encode()).hexdigest() != digest: raise ValueError("its hash differs")
         about = json.loads(body)
-    except (ValueError, AttributeError, TypeError) as e: raise ValueError(f"{where}: the notes are damaged ({e}); get the file again") from e
-    if about["format"] != _FORMAT: raise ValueError(f"{where}: format {about['format']}, this version reads {_FORMAT}; update datacentric_w2s")
+        if not isinstance(about, dict): raise ValueError(f"got a {type(about).__name__}, wanted an object")
+    except (ValueError, AttributeError, TypeError, RecursionError) as e: raise ValueError(f"{where}: the notes are damaged ({e}); get the file again") from e
+    if about.get("format") != _FORMAT: raise ValueError(f"{where}: format {about.get('format')}, this version reads {_FORMAT}; update datacentric_w2s")
     return about
 
 # %% ../nbs/08a_sharing.ipynb #sa554605
@@ -184,6 +185,7 @@ def _renamed(s, path, block):
 def _shared(table, text, where):
     "An arrow table and its notes as `Shared`"
     note, names = _noted(text, where), table.column_names
+    if odd := [d for d in (note["ids"], note["group"]) if np.dtype(d).kind not in "iufbOUST" or np.dtype(d).itemsize > 1 << 20]: raise ValueError(f"{odd[0]!r} is no type of ids or groups")
     def column(k, dtype=None):
         if k not in names: return None
         c = table[k].combine_chunks()
@@ -196,6 +198,22 @@ def _shared(table, text, where):
                   partition, *map(column, _FLOATS), column("txt", object))
 
 
+_LARGEST = 64 << 30  # bytes of shared columns, unpacked
+
+
+def _bounded(path):
+    "An arrow table of a parquet file, read a block at a time, so that one which unpacks to more than is sensible is refused before it fills the memory"
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    with pq.ParquetFile(path) as f:
+        blocks, size = [], 0
+        for b in f.iter_batches(1024):
+            blocks.append(b)
+            size += b.nbytes
+            if size > _LARGEST: raise ValueError(f"its columns have {size:,} bytes or more, wanted at most {_LARGEST:,}")
+        return pa.Table.from_batches(blocks, f.schema_arrow)
+
+
 def read_shared(
     path,  # of a file that `write_shared` wrote
 ) -> Shared:  # the same rows, bit by bit
@@ -205,13 +223,15 @@ def read_shared(
     name = getattr(path, "name", str(path).rpartition("/")[2])
     bad = lambda e: ValueError(f"{name}: no parquet file, or a damaged one ({str(e)[:80]}); get it again")
     try: notes = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, ValueError) as e:
         if isinstance(e, FileNotFoundError): raise
         raise bad(e) from e
     if _KEY not in notes: raise ValueError(f"{name}: a parquet file of another tool, without the notes of write_shared; read it with pandas.read_parquet")
-    try: s = _shared(pq.read_table(path), notes[_KEY], name)
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise bad(e) from e
-    if _digest(s).encode() != notes.get(_SUM): raise bad("its hash differs")
+    try:
+        s = _shared(_bounded(path), notes[_KEY], name)
+        digest = _digest(s)
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError) as e: raise bad(e) from e
+    if digest.encode() != notes.get(_SUM): raise bad("its hash differs")
     return s
 
 # %% ../nbs/08a_sharing.ipynb #s4485215
