@@ -208,20 +208,20 @@ def _config(name, source, file):
 
 
 # %% ../nbs/00c_activations.ipynb #c025
-def _side_file(source, name):
-    "One of the small JSON files beside a model, as a dict; empty where there is none"
+def _side_file(source, name, revision=None):
+    "One of the small JSON files beside a model, of the same commit, as a dict; empty where there is none"
     from transformers.utils import cached_file
     path = Path(source) / name if Path(source).is_dir() else cached_file(
-        source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False)
+        source, name, revision=revision, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False)
     said = json.loads(contents(path, _SMALL >> 4)) if path and Path(path).is_file() else {}
     if not isinstance(said, dict): raise ValueError(f"{name}: got a {type(said).__name__}, wanted an object")
     return said
 
 
-def _max_length(config, source):
+def _max_length(config, source, revision=None):
     "The longest text in tokens, or None"
-    said = (getattr(config, "max_position_embeddings", None), _side_file(source, "tokenizer_config.json").get("model_max_length"),
-            _side_file(source, "sentence_bert_config.json").get("max_seq_length"))
+    said = (getattr(config, "max_position_embeddings", None), _side_file(source, "tokenizer_config.json", revision).get("model_max_length"),
+            _side_file(source, "sentence_bert_config.json", revision).get("max_seq_length"))
     return min((int(n) for n in said if isinstance(n, (int, float)) and 1 <= n < 10**9), default=None)
 
 # %% ../nbs/00c_activations.ipynb #c026
@@ -243,7 +243,7 @@ def language_model(
         for what in ("num_hidden_layers", "hidden_size"):
             if isinstance(n := getattr(text, what), bool) or not isinstance(n, int) or not 0 < n < 10**7: raise ValueError(f"{what} is {n!r}")
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as encoders
-    with _Reading(model, "its tokenizer_config.json or sentence_bert_config.json is damaged"): longest = _max_length(text, source)
+    with _Reading(model, "its tokenizer_config.json or sentence_bert_config.json is damaged"): longest = _max_length(text, source, revision)
     return LanguageModel(name=str(model) if not Path(source).is_dir() or str(model) in ARTIFACTS else Path(model).name, source=source, file=file, revision=revision,
                          identity=identity or f"{source}@{revision}", n_layers=text.num_hidden_layers, width=text.hidden_size,
                          max_length=longest, pooling="mean" if text.model_type in encoders else "last",

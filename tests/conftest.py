@@ -12,12 +12,23 @@ from hypothesis import settings  # noqa: E402
 settings.register_profile("gate", derandomize=True, deadline=None)  # the same examples each time, so that the same code gives the same answer
 settings.register_profile("search", max_examples=2000, deadline=None)  # others each time: pytest --hypothesis-profile search
 settings.load_profile("gate")
+FIRST = ("browser", "built", "ray")  # groups of tests that take minutes, the longest first
 matplotlib.use("agg")  # no window, also where a display is; the kernels of the papermill tests keep their own inline figures
 
 
 def pytest_addoption(parser):
     parser.addoption("--effort", type=float, default=1., help="the harnesses of faults, damage and fuzzing do so many times as much as in the gate")
     parser.addoption("--tally", metavar="FILE", help="write what they counted to this CSV file")
+
+
+def pytest_collection_modifyitems(config, items):
+    "Where several processes share the tests, the long ones come first, so that none is still at work when the others have nothing left to do."
+    if not hasattr(config, "workerinput"): return
+
+    def rank(item):
+        group = next((m.args[0] for m in item.iter_markers("xdist_group")), "")
+        return FIRST.index(group) if group in FIRST else len(FIRST) + (0 if item.path.stem == "test_papermill" else 1 if "tally" in item.fixturenames else 2)
+    items.sort(key=rank)
 
 
 @pytest.fixture

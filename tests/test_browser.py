@@ -48,9 +48,9 @@ def missing(reason):
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory):
-    "The folder of the built site. Built from a copy, since other tests use the checkout meanwhile."
-    if given := os.environ.get("DATACENTRIC_W2S_SITE"): return Path(given).resolve()
+def made(tmp_path_factory):
+    "The folder of the built site, and what .ci/site.py found wrong. Built from a copy, since other tests use the checkout meanwhile."
+    if given := os.environ.get("DATACENTRIC_W2S_SITE"): return Path(given).resolve(), ""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode or not find_spec("smalldocs"): missing("it is built from a git checkout, with smalldocs")
     copy = tmp_path_factory.mktemp("site")
@@ -60,7 +60,11 @@ def site(tmp_path_factory):
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     built = subprocess.run([sys.executable, ".ci/site.py"], cwd=copy, env=env, capture_output=True, text=True)
     assert (copy / "_docs/index.html").is_file(), built.stdout[-2000:] + built.stderr[-2000:]
-    return copy / "_docs"
+    return copy / "_docs", built.returncode and built.stdout[-5000:] + built.stderr[-5000:]
+
+
+@pytest.fixture(scope="session")
+def site(made): return made[0]
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +101,9 @@ def wrong(reader, pages):
     if folder: Path(folder).mkdir(parents=True, exist_ok=True)
     found = {p: reader.walk(reader.base + p, folder and Path(folder), press=p in PRESSED) for p in pages}
     return {check: [f"{p}: {what}" for p in pages for what in found[p][check]] for check in CHECKS}
+
+
+def test_it_is_built_without_a_problem(made): assert not made[1], made[1]
 
 
 def test_every_notebook_has_its_page(pages): assert len(pages) >= len(list((ROOT / "nbs").glob("*.ipynb"))) and set(PRESSED) <= set(pages)
