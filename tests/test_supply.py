@@ -1,7 +1,7 @@
 """Where all that runs comes from: files by hash, requirements between bounds, and a wheel and an sdist that hold what they should and run on their own.
 
-The lower bounds were installed together once (Python 3.11, each direct requirement at its lowest, what these bring at its newest), and tests of data,
-activations, detection, sharing and sessions were run there. That is how it was found that numpy 1.26 no longer will do: pyarrow, which datasets brings, wants 2.
+The lower bounds were installed together once (Python 3.11, each direct requirement at its lowest, what these bring at its newest), and the tests of
+files, data and activations, and in part of sharing, were run there. That is how it was found that numpy 1.26 no longer will do: pyarrow, which datasets brings, wants 2.
 """
 import ast
 import hashlib
