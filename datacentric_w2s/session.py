@@ -360,7 +360,7 @@ def _commit(self: Session, state):
     "Write the state, and only then take it"
     if self.path:
         content = _pack(_recipe(self.plan, state), _arrays(state))
-        if self.path.exists(): plain_file(self.path)
+        if os.path.exists(self.path): plain_file(self.path)  # no error for a name that no disk takes: the next line has a better one
         with held(self.path, f"the session {self.path.name}"):  # else two could look before either writes
             if self.path.exists() and self._last != (on_disk := self.path.open("rb").readline().rstrip(b"\n")):
                 raise RuntimeError(f"{self.path}: was written by another session since (it says {on_disk[-12:]!r}); restore it, and tell the batch there")

@@ -1,6 +1,7 @@
 "Several processes ask for the same thing at once: one computes, the others wait or share, and no lock outlives its owner."
 import hashlib
 import multiprocessing
+import json
 import os
 import pickle
 import signal
@@ -302,9 +303,9 @@ def rewrite(wheel, log, dies=False, others=None):
 
     def written(file, folder):
         note(log, "rewritten")
-        (folder / "model").write_text(file.read_text() * 1000)
+        for name in ("config.json", "model.safetensors"): (folder / name).write_text(file.read_text() * 1000)
         if dies: note(others, "begun"), die_beside(others)
-        (folder / "manifest.json").write_text(f'{{"model": "{files.sha256(folder / "model")}"}}')
+        (folder / "manifest.json").write_text(json.dumps({p.name: files.sha256(p) for p in sorted(folder.iterdir())}))
     A._write_folder = written
     if others and not dies:
         until(lambda: noted(others))

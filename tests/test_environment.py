@@ -2,6 +2,7 @@
 import errno
 import hashlib
 import io
+import json
 import os
 import re
 import resource
@@ -51,8 +52,8 @@ def rewrite(folder):
     artifacts.ARTIFACTS["toy"] = toy(folder / "toy_data-1.0-py3-none-any.whl")
 
     def written(source, to):
-        (to / "model").write_bytes(b"w" * 50_000)
-        (to / "manifest.json").write_text(f'{{"model": "{files.sha256(to / "model")}"}}')
+        for name in ("config.json", "model.safetensors"): (to / name).write_bytes(b"w" * 50_000)
+        (to / "manifest.json").write_text(json.dumps({p.name: files.sha256(p) for p in sorted(to.iterdir())}))
     A._write_folder = written
     return hashed(A._rewritten("toy", check=True))
 
