@@ -637,7 +637,7 @@ def _reading():
         if isinstance(e, OSError) and e.errno in _LACKS: raise
         raise _Damaged(f"it can't be read ({e})") from e
 
-
+# %% ../nbs/00c_activations.ipynb #nd5bffc2
 @contextmanager
 def _open_shard(store, path):
     "(keys, a function that gives x); raises _Damaged where the file is not what this store wrote"

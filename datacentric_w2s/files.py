@@ -146,7 +146,7 @@ def held(
     finally:
         if mine: _let_go(lock)
 
-
+# %% ../nbs/00_files.ipynb #n581209c
 def _lock(path):
     "The lock's path; where the disk takes no name of that length, a shorter one"
     name = f"{path.name}.lock"

@@ -130,7 +130,7 @@ def _sound(about):
     if not isinstance(about, dict) or about.keys() - {"content", "whole"} != {*kinds, "version"} or any(type(about[k]) is not t for k, t in kinds.items()): return False
     return "whole" not in about or about["whole"] == _whole({k: v for k, v in about.items() if k != "whole"})
 
-
+# %% ../nbs/07_results.ipynb #n922e936
 def read_cell(
     path,         # of a cell's file
     recipe=None,  # what it must have been made from, as a dict; None = anything
@@ -220,7 +220,7 @@ def _run_each(cells, one):
         error = result[2]
         yield result
 
-
+# %% ../nbs/07_results.ipynb #nc22a571
 def _worker():
     "Start a worker: an interrupt reaches it only while it measures, and one thread is enough"
     signal(SIGINT, SIG_IGN)

@@ -311,7 +311,7 @@ def _from_file(content, path, given):
     if written_with != np.__version__: warnings.warn(f"{path}: was written with numpy {written_with}, this is {np.__version__}; random numbers may differ between them")
     return plan, state
 
-
+# %% ../nbs/02f_session.ipynb #n54a1838
 def _coherent(plan, state):
     "Raise ValueError where the types, lengths or values of a session's parts don't fit together"
     led = state.ledger

@@ -166,7 +166,7 @@ def _digest(s, notes):
         for i in range(0, len(s), 4096): h.update(json.dumps(v[i:i + 4096].tolist()).encode() if v.dtype.kind in "OU" else np.ascontiguousarray(v[i:i + 4096]).tobytes())
     return h.hexdigest()
 
-
+# %% ../nbs/08a_sharing.ipynb #naff3893
 def write_shared(
     s: Shared,  # the rows
     path,       # of the parquet file, or an open file
