@@ -504,7 +504,7 @@ def strong_map(
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
     if how not in ("pca", "umap"): raise ValueError(f"how: got {how!r}, wanted 'pca' or 'umap'")
-    z = StandardScaler().fit_transform(_features(x, "x").astype(np.result_type(x, np.float32), copy=False))
+    z = StandardScaler().fit_transform((x := _features(x, "x")).astype(np.result_type(x, np.float32), copy=False))
     if how == "pca":
         pca = PCA(2, random_state=0).fit(z)
         return pd.DataFrame(pca.transform(z), columns=[f"component {i + 1} ({v:.0%} of the variance)" for i, v in enumerate(pca.explained_variance_ratio_)])

@@ -262,7 +262,7 @@ def _in_processes(groups, jobs, one, done, folder):
         if results is None: _note(cell, folder, why := "the process died (killed from outside, or out of memory?)")
         yield from results or [(cell, float("nan"), why)]
 
-
+# %% ../nbs/07_results.ipynb #nd9c70cd
 def _shared(groups, run):
     "Yield what `run` gives: first whole splits, then the cells that are left, and last those that another process must be waited for"
     for wait in (False, False, True):
