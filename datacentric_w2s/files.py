@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import platform
+import shutil
 import stat
 import sys
 import time
@@ -22,7 +23,12 @@ from threading import Thread, get_native_id
 from filelock import FileLock, Timeout
 
 # %% ../nbs/00_files.ipynb #f97959ff
-def _host(): return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+@lru_cache(1)
+def _host():
+    "What tells apart machines, and on Linux containers with process numbers of their own, by a few letters"
+    try: numbers = os.readlink("/proc/self/ns/pid")
+    except OSError: numbers = ""
+    return hashlib.sha256(f"{platform.node()} {numbers}".encode()).hexdigest()[:6]
 
 
 def _mark(path): return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
@@ -43,35 +49,36 @@ def _at_work(temp):
 # %% ../nbs/00_files.ipynb #f06ae66e
 _HELP = {
     errno.ENOSPC: "make room, or choose another folder", errno.EDQUOT: "your quota is used up; make room, or choose another folder", errno.EFBIG: "this file system, or your limit, allows no file of that size",
-    errno.EROFS: "the place can only be read; choose another folder", errno.EACCES: "you have no right to write there; choose another folder", errno.EPERM: "you have no right to write there; choose another folder",
+    errno.EROFS: "the place can only be read; choose another folder", errno.EACCES: "you have no right to do that there; choose another folder", errno.EPERM: "you have no right to do that there; choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name", errno.ENOTDIR: "a part of its path is a file; choose another folder", errno.EEXIST: "a file of that name is in the way; choose another folder",
     errno.EISDIR: "a folder of that name is in the way; choose another name", errno.ENOENT: "its folder is not there; make it first", errno.EIO: "the disk failed; choose another one"}
 
 
-def _explained(e, path):
-    "An error of the operating system that says what was not written, and what to do"
-    return OSError(e.errno, f"{os.strerror(e.errno)}: {path.name[:60]} was not written; {_HELP[e.errno]} (DATACENTRIC_W2S_CACHE moves the cache; where a function takes cache=False, that does without)", str(path))
+def _explained(e, path, doing="written"):
+    "An error of the operating system that says what was not done, and what to do"
+    elsewhere = "(DATACENTRIC_W2S_CACHE moves the cache; where a function takes cache=False, that does without)"
+    return OSError(e.errno, f"{os.strerror(e.errno)}: {path.name[:60]} was not {doing}; {_HELP[e.errno]} {elsewhere}", str(path))
 
 
 @contextmanager
 def explained(
-    path,  # of the file or folder that the block writes to
+    path,             # of the file or folder that the block works with
+    doing="written",  # what the block does with it
 ):
-    "Errors of the operating system, in a `with` block that writes without `written`, say what to do."
+    "Errors of the operating system about a path, its neighbours or its folders, in a `with` block that doesn't use `written`, say what to do."
+    path = Path(os.path.abspath(path))
     try: yield
     except OSError as e:
-        if e.errno in _HELP and "was not written" not in str(e) and (e.filename is None or str(e.filename).startswith(str(Path(path).parent))): raise _explained(e, Path(path)) from e
-        raise
+        at = Path(os.path.abspath(e.filename)) if isinstance(e.filename, (str, os.PathLike)) else path
+        if e.errno not in _HELP or " was not " in str(e) or not (at.is_relative_to(path.parent) or path.is_relative_to(at)): raise
+        raise _explained(e, path, doing) from e
 
 
 def made(
     folder,  # its path
 ) -> Path:  # the same
     "Make a folder, and those above it, where it is missing. Raises OSError where it can't be made, with what to do."
-    try: Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        if e.errno in _HELP: raise _explained(e, Path(folder)) from e
-        raise
+    with explained(folder): Path(folder).mkdir(parents=True, exist_ok=True)
     return Path(folder)
 
 # %% ../nbs/00_files.ipynb #neeef667
@@ -82,10 +89,11 @@ def _left(path):
 
 
 def _settle(folder):
-    "Hand the renaming to the disk, where a folder can be opened"
-    if os.name == "nt": return
-    fd = os.open(folder, os.O_RDONLY)
+    "Hand the renaming to the disk, where it takes that of a folder; it has happened, so no error of it may be told"
+    try: fd = os.open(folder, os.O_RDONLY)
+    except OSError: return
     try: os.fsync(fd)
+    except OSError: pass
     finally: os.close(fd)
 
 
@@ -110,10 +118,11 @@ def written(
     path = Path(os.path.realpath(path))  # of a link, what it points to
     temp = _temporary(path)
     try:
-        for left in _left(path): left.unlink(missing_ok=True)
+        for left in _left(path): _gone(left)
         if os.path.exists(path): _replaceable(path)
         yield temp
         with open(temp, "rb+") as f: os.fsync(f.fileno())
+        if os.path.exists(path): shutil.copymode(path, temp)
         os.replace(temp, path)
         _settle(path.parent)
     except OSError as e:
@@ -138,10 +147,9 @@ def held(
     "Hold the lock of `path` in a `with` block; where another process has it, say so on stderr and wait. Raises OSError where no lock can be made there."
     path = Path(os.path.realpath(path))
     lock = FileLock(_lock(path))
-    try: mine = _taken(lock, what, wait)
-    except OSError as e:
-        if e.errno in _HELP: raise _explained(e, path) from e
-        raise
+    with explained(path):
+        if not os.path.isdir(path.parent): raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))  # filelock would make it
+        mine = _taken(lock, what, wait)
     try: yield mine
     finally:
         if mine: _let_go(lock)

@@ -145,7 +145,7 @@ class _Moments:
     largest: np.ndarray
 
     @classmethod
-    def of(cls, x): return cls(len(x), x.mean(0), x.var(0) * len(x), np.maximum(x.max(0), -x.min(0)))
+    def of(cls, x): return cls(len(x), x.mean(0), x.var(0) * len(x), np.maximum(x.max(0, initial=1.), -x.min(0, initial=0.)))
 
     def __add__(self, other):
         n, step = self.n + other.n, other.mean - self.mean
@@ -153,9 +153,9 @@ class _Moments:
         return _Moments(n, self.mean + step * other.n / n, squares, np.maximum(self.largest, other.largest))
 
     def scale(self):
-        "Standard deviations; for a constant column its size, at least 1, beside which the rounding of its mean is nothing"
+        "Standard deviations; for a column that is constant, or less than 1e-12 from 0 as a dead unit is, its size or 1, beside which the rounding of its mean is nothing"
         s = np.sqrt(self.squares / self.n)
-        return np.where(s > 1e-12 * self.largest, s, np.maximum(self.largest, 1.))
+        return np.where(s > 1e-12 * self.largest, s, self.largest)
 
 
 # %% ../nbs/00d_probes.ipynb #n0213399

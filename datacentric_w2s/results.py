@@ -113,7 +113,7 @@ def _typed(texts, dtype):
     "A column of texts as what it was before; exact for numbers, and an empty text is missing"
     if dtype == "bool": return texts == "True"
     if re.fullmatch(r"u?int\d+|float\d+", dtype): return texts.replace("", "nan").astype(dtype)
-    if not re.fullmatch(r"object|str(ing)?(\[\w+\])?|category|boolean|U?Int\d+|Float\d+|(datetime|timedelta)64\[.{1,40}\]", dtype): raise ValueError(f"column {texts.name}: {dtype[:40]!r} is no type of a table's column")
+    if not re.fullmatch(r"object|str(ing)?(\[\w+\])?|category|boolean|U?Int\d+|Float\d+|(datetime|timedelta)64\[.{1,40}\]|complex\d+|period\[.{1,12}\]|\w+\[pyarrow\]", dtype): raise ValueError(f"column {texts.name}: {dtype[:40]!r} is no type of a table's column")
     return texts.mask(texts == "").astype(dtype)
 
 

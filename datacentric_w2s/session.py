@@ -251,13 +251,14 @@ def _unpack(content, path):
     if words[1] != str(_VERSION): raise ValueError(f"{path}: has format {words[1]}, this version reads {_VERSION}; restore it with the version that wrote it")
     if words[2] != hashlib.sha256(rest).hexdigest(): raise ValueError(f"{path}: is damaged (its checksum doesn't fit); use a copy, or tell the batches anew")
     recipe, _, payload = rest.partition(b"\n")
-    with _of_a_session(path), np.load(io.BytesIO(payload), allow_pickle=False) as arrays: return json.loads(recipe), {k: arrays[k] for k in arrays.files if _fits(arrays.zip, k)}
+    with _of_a_session(path), np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
+        _fits(arrays.zip)
+        return json.loads(recipe), {k: arrays[k] for k in arrays.files}
 
 
-def _fits(z, name):
-    "Whether an array's size, unpacked, is one of a session; raises ValueError"
-    if (size := sum(i.file_size for i in z.infolist() if i.filename.removesuffix(".npy") == name)) > _LARGEST: raise ValueError(f"{name} has {size:,} bytes, wanted at most {_LARGEST:,}")
-    return True
+def _fits(z):
+    "Raise ValueError for arrays that are larger, unpacked, than those of a session"
+    if (size := sum(i.file_size for i in z.infolist())) > _LARGEST: raise ValueError(f"its arrays have {size:,} bytes, wanted at most {_LARGEST:,}")
 
 # %% ../nbs/02f_session.ipynb #c024
 def _named(f):
@@ -354,6 +355,10 @@ class Session:
         if self.path and os.path.exists(self.path): raise FileExistsError(f"{path}: exists; go on with Session.restore(path), or choose another path")
         self._commit(_State(ledger if judge is None else ledger.fix(judge)))
 
+# %% ../nbs/02f_session.ipynb #n8ead178
+def _first_line(path):
+    with open(path, "rb") as f: return f.readline(200).rstrip(b"\n")
+
 # %% ../nbs/02f_session.ipynb #c028
 @patch
 def _commit(self: Session, state):
@@ -362,7 +367,7 @@ def _commit(self: Session, state):
         content = _pack(_recipe(self.plan, state), _arrays(state))
         if os.path.exists(self.path): plain_file(self.path)  # no error for a name that no disk takes: the next line has a better one
         with held(self.path, f"the session {self.path.name}"):  # else two could look before either writes
-            if self.path.exists() and self._last != (on_disk := self.path.open("rb").readline().rstrip(b"\n")):
+            if self.path.exists() and self._last != (on_disk := _first_line(self.path)):
                 raise RuntimeError(f"{self.path}: was written by another session since (it says {on_disk[-12:]!r}); restore it, and tell the batch there")
             with written(self.path) as temp: temp.write_bytes(content)
         self._last = content.partition(b"\n")[0]

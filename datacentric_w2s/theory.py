@@ -21,6 +21,7 @@ from scipy.sparse import coo_array, csr_array, hstack, issparse
 from scipy.special import betainc, expit, gammaln, ndtr, ndtri, xlog1py, xlogy  # ndtr is Phi, ndtri its inverse
 
 from .core import KINDS, Labelled, Preset, Problem, Views
+from .files import made, written
 from .probes import LinearProbe
 
 # %% ../nbs/01_theory.ipynb #c007
@@ -35,8 +36,7 @@ def write_table(
     "Write a summary table with the parameters of its run."
     df = df.assign(runs=runs, seed=seed)
     if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        df.to_csv(Path(folder) / f"{name}.csv", index=False, float_format="%.6g")
+        with written(made(folder) / f"{name}.csv") as temp: df.to_csv(temp, index=False, float_format="%.6g")
     return df
 
 

@@ -87,6 +87,17 @@ def test_a_damaged_file_is_reported_and_rebuilt(index, content):
     assert file.read_text() == "ice is cold"
 
 
+def test_a_strange_file_alone_costs_no_fetching(index, no_process):
+    "Such as what a file manager or `datasets` leaves in a folder"
+    a = toy(index)
+    folder = art.artifact(a)
+    (folder / "desktop.ini").write_text("x")
+    index.unlink()
+    no_process()
+    with pytest.warns(UserWarning, match="toy: put into the folder aside, because toy_data/rows/desktop.ini is none of its files"): assert art.artifact(a) == folder
+    assert sorted(p.name for p in folder.iterdir()) == ["a.txt", "b.txt"] and len(list(art.cache_dir().rglob("*desktop.ini"))) == 1
+
+
 def test_damage_is_never_handed_out_when_it_can_not_be_rebuilt(index):
     a = toy(index)
     (art.artifact(a) / "a.txt").write_text("ice is bold")

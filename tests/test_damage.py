@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+import warnings
 import zipfile
 from dataclasses import replace
 
@@ -609,7 +610,7 @@ def test_columns_of_scores(left, tmp_path, effort, tally, monkeypatch):
     path = next(folder.glob("score-*.npy"))
     notes = path.with_suffix(".done")
     if left == "half":  # killed before the note of the third of four tasks
-        assert len(notes.read_text().splitlines()) == 4
+        assert len(notes.read_text().split("\n\n")) == 4
         clear(path), clear(notes)
         put_note, done = type(notes).open, []
 
@@ -630,6 +631,19 @@ def test_columns_of_scores(left, tmp_path, effort, tally, monkeypatch):
     put(notes, b"\n".join(line.rpartition(b" ")[0].rpartition(b" ")[0] for line in files[notes.name].splitlines()))  # as earlier versions wrote them
     record.add("notes of an earlier version", verdict(act, run["right"], run["names"]), must=True)
     tally("damage", f"scores of many rows, {left}: the column or its notes damaged, or no file", len(record.seen), record.failed)
+
+
+def test_a_torn_last_note_costs_its_own_task_alone(tmp_path):
+    rng, folder = np.random.default_rng(0), tmp_path / "columns"
+    p, x = rng.random(40), rng.normal(size=(40, 3)).astype(np.float32)
+    folder.mkdir()
+    act = lambda: detect_ranges(p, x, how="max_dot", t_hard=.3, t_overlap=.5, rows=20, group=1, folder=folder).score[:]
+    want, notes = np.array(act()), next(folder.glob("score-*.done"))
+    notes.write_bytes(notes.read_bytes()[:-9])  # the last note is cut off; both notes of the other range stay
+    with pytest.warns(UserWarning, match="1 of 2 ranges of rows"): assert np.array_equal(act(), want, equal_nan=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(act(), want, equal_nan=True)
 
 
 # --- the harness itself

@@ -5,10 +5,11 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from datacentric_w2s.files import contents, held, sha256, written
+from datacentric_w2s.files import contents, explained, held, sha256, written
 
 
 def names(folder): return sorted(p.name for p in folder.iterdir())
@@ -59,6 +60,46 @@ def test_an_error_of_something_else_passes_as_it_is(tmp_path):
         temp.write_text("a")
         raise PermissionError(13, "Permission denied", "/some/model")
     assert e.value.filename == "/some/model" and "rows.csv" not in str(e.value) and names(tmp_path) == []
+
+
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_a_disk_that_takes_no_renaming_of_a_folder_is_no_error(tmp_path, monkeypatch, call):
+    "The file has its name already: an error would say that it was not written."
+    real = getattr(os, call)
+
+    def refuses(what, *more):
+        if call == "open" and os.path.isdir(what) or call == "fsync" and os.path.isdir(f"/proc/self/fd/{what}"): raise OSError(22, "Invalid argument")
+        return real(what, *more)
+    monkeypatch.setattr(os, call, refuses)
+    with written(tmp_path / "rows.csv") as temp: temp.write_text("a")
+    assert (tmp_path / "rows.csv").read_text() == "a" and names(tmp_path) == ["rows.csv"]
+
+
+def test_a_left_over_that_stays_stops_nobody(tmp_path, monkeypatch):
+    "In a shared folder it may be another user's."
+    monkeypatch.setattr("datacentric_w2s.files._left", lambda path: [Path("/proc/version")])
+    with written(tmp_path / "rows.csv") as temp: temp.write_text("a")
+    assert (tmp_path / "rows.csv").read_text() == "a"
+
+
+def test_the_mode_of_a_file_stays(tmp_path):
+    (tmp_path / "rows.csv").touch()
+    (tmp_path / "rows.csv").chmod(0o640)
+    with written(tmp_path / "rows.csv") as temp: temp.write_text("a")
+    assert (tmp_path / "rows.csv").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_lock_makes_no_folder(tmp_path):
+    "A path with a slip of the pen is told, and not made."
+    with pytest.raises(FileNotFoundError, match="its folder is not there; make it first"), held(tmp_path / "mising/run", "x"): pass
+    assert names(tmp_path) == []
+
+
+def test_explained_knows_whose_error_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for filename, own in (("n.txt", True), (str(tmp_path / "n.txt"), True), (None, True), (str(tmp_path.parent), True), (f"{tmp_path}b/n.txt", False), ("/other", False)):
+        with pytest.raises(OSError) as e, explained("n.txt", "read"): raise OSError(28, "No space left on device", filename)
+        assert ("n.txt was not read; make room" in str(e.value)) == own, filename
 
 
 def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):

@@ -603,7 +603,7 @@ def test_the_change_point_does_not_hang_on_the_units(scale):
 
 
 @pytest.mark.parametrize("n, d", [(60, 8), (200, 90), (60, 90)])
-@pytest.mark.parametrize("scale", [1e100, 1e30, 1e-13, 1e-30, 1e-100])
+@pytest.mark.parametrize("scale", [1e100, 1e30, 1e5, 1e-3, 1e-9])
 def test_a_standardised_probe_does_not_hang_on_the_units_of_any_column(n, d, scale):
     rng = np.random.default_rng(n)
     x = rng.normal(size=(n, d)) + .3
@@ -614,6 +614,15 @@ def test_a_standardised_probe_does_not_hang_on_the_units_of_any_column(n, d, sca
         z[:, columns] *= scale
         assert np.allclose(LinearProbe(.1, True).fit(z, y).predict_proba(z), plain, atol=1e-6), columns
         assert np.allclose(LinearProbe(.1, True).partial_fit(z[:40], y[:40]).partial_fit(z[40:], y[40:]).predict_proba(z), plain, atol=1e-5), columns
+
+
+def test_dead_units_count_as_constant():
+    "MiniLM has two of about 1e-32, and one of 1e-9 that lives; all published figures of this project leave the two out."
+    rng = np.random.default_rng(0)
+    x, dead = rng.normal(size=(80, 5)), 1e-32 * rng.normal(size=(80, 2))
+    y = (x[:, 0] + rng.normal(size=80) > 0).astype(float)
+    plain, more = LinearProbe(.1, True).fit(x, y), LinearProbe(.1, True).fit(np.c_[x, dead], y)
+    assert np.allclose(more.coef_, [*plain.coef_, 0, 0], atol=1e-9) and np.allclose(more.predict_proba(np.c_[x, dead]), plain.predict_proba(x), atol=1e-9)
 
 
 def test_features_that_no_probe_can_square_are_refused():

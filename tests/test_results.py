@@ -173,6 +173,15 @@ def test_collect_is_sorted_and_keeps_types(cells, tmp_path):
 def test_small_tables_come_back(df, tmp_path): pd.testing.assert_frame_equal(read_cell(write_cell(Cell("a", 0, "toy"), df, tmp_path))[0], df, check_index_type=False, check_column_type=False)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "UInt16", "Float32", "complex128", "period[M]", "datetime64[ns]", "timedelta64[ns]", "category", "string", "int64[pyarrow]", "double[pyarrow]", "float16"])
+def test_any_type_of_column_is_finished_for_good(dtype, tmp_path):
+    "Else its cell would be set aside and computed anew each time"
+    values = dict(period=["2020-01"], datetime=["2020-01-02"], timedelta=["3 days"]).get(dtype.split("[")[0].removesuffix("64"), ["1"])
+    df = pd.DataFrame(dict(x=pd.Series(values).astype(complex if dtype == "complex128" else float if "loat" in dtype or "ouble" in dtype else object).astype(dtype)))
+    back = read_cell(write_cell(Cell("a", 0, "toy"), df, tmp_path))[0]
+    assert str(back.x.dtype) == str(df.x.dtype) and back.x.astype(str).tolist() == df.x.astype(str).tolist()
+
+
 def test_full_table_is_what_theory_reads(tmp_path):
     path = write_full_table(pd.DataFrame(dict(dataset=["sciq"], value=[1 / 3])), "toy", tmp_path)
     assert path.read_text() == "dataset,value\nsciq,0.33333\n"

@@ -1,4 +1,5 @@
 "Ask and tell: a session goes on exactly where it was left, refuses what isn't right, and keeps its state through every error."
+import io
 import json
 import os
 import re
@@ -6,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -150,6 +152,12 @@ def test_a_write_that_fails_changes_nothing(fails, tmp_path, monkeypatch):
 
 
 # --- a file that isn't right
+def test_all_arrays_together_are_bounded(monkeypatch):
+    np.savez_compressed(buffer := io.BytesIO(), a=np.zeros(2000), b=np.zeros(2000))
+    monkeypatch.setattr(module, "_LARGEST", 20_000)  # each array has fewer bytes, and the file far fewer
+    with zipfile.ZipFile(buffer) as z, pytest.raises(ValueError, match="its arrays have 32,.* bytes, wanted at most 20,000"): module._fits(z)
+
+
 def test_damage_is_seen(tmp_path):
     to_the_end(Session(plan_of(), path := tmp_path / "s"))
     good, rng, head = path.read_bytes(), np.random.default_rng(0), path.read_bytes().index(b"\n")
