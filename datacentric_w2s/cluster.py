@@ -24,8 +24,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from .core import KINDS, Partition, Pseudolabels, _table
-from .detection import Rules, _said, _says, overlap_score
+from .core import KINDS, Partition, Pseudolabels, _features, _table
+from .detection import Rules, _contents, _said, _says, overlap_score
 from .files import contents, explained, plain_file, room, written
 from .probes import pseudolabel
 
@@ -351,8 +351,8 @@ def _square(task, job, m):
 def _first_look(span, job):
     "Of a range: its hard rows, ties at the threshold, sum of features, and the digest of each row"
     x, conf = read_range(job.x, span), job.conf_of(span)
-    if bad := int((~np.isfinite(x).all(1)).sum()): raise ValueError(f"x_strong: {bad} of the rows {span[0]} to {span[1] - 1} hold NaN or infinite features: drop them, or compute them again in float32")
-    digests = np.frombuffer(b"".join(hashlib.blake2b(r.tobytes(), digest_size=8).digest() for r in x), np.uint64)
+    _features(x, f"x_strong[{span[0]}:{span[1]}]")
+    digests = _contents(x, range(len(x)))
     hard = job.hard(span)
     zero = ~x.any(1) & ~hard
     return span, int(hard.sum()), int((conf == job.t).sum()), _floats(x).sum(0, dtype=np.float64), digests[hard], digests[~hard], int(zero.sum())

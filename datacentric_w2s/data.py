@@ -15,11 +15,13 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from numbers import Real
 from pathlib import Path
+from string import Formatter
 
 import numpy as np
 import pandas as pd
@@ -33,18 +35,29 @@ def _chance(*parts):
     return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest(), "big")
 
 # %% ../nbs/00b_data.ipynb #nb1782ff
-def _missing(value): return value is None or value is pd.NA or value is pd.NaT or isinstance(value, (float, np.floating)) and np.isnan(value) or isinstance(value, str) and not value.strip()
+def _value(value):
+    "Itself, or None for all that stands for a missing value"
+    nan = isinstance(value, (float, np.floating)) and np.isnan(value) or isinstance(value, Decimal) and value.is_nan()
+    return None if nan or value is pd.NA or value is pd.NaT else value
+
+
+def _missing(value): return _value(value) is None or isinstance(value, str) and not value.strip()
 
 
 def _short(value): return f"the {type(value).__name__} {repr(value)[:40]}"
 
 
-def _surrogate(text):
-    "The first lone surrogate of a text as it is written in JSON, or an empty string"
+def _check_writable(text, where):
+    "Raise ValueError for a text that UTF-8 can't write"
     try: text.encode()
-    except UnicodeEncodeError as e: return ascii(text[e.start])[1:-1]
-    return ""
+    except UnicodeEncodeError as e:
+        raise ValueError(f"{where} holds {ascii(text[e.start])[1:-1]}, half a character (a lone surrogate, which UTF-8 can't write); text.encode('utf-8', 'replace').decode() puts ? there") from None
 
+
+def _meanings(labels):
+    "What labels mean, with None for any missing one"
+    if not isinstance(labels, Mapping): raise ValueError(f"labels: got {_short(labels)}, wanted a dict of a label to 0 or 1")
+    return {_value(k): v for k, v in labels.items()}
 
 # %% ../nbs/00b_data.ipynb #c008
 @dataclass(frozen=True)
@@ -60,7 +73,7 @@ class Question:
         n = len(self.candidates) or 2
         for text in (self.prompt, *self.candidates):
             if not isinstance(text, str): raise ValueError(f"prompt and candidates: got {_short(text)}, wanted strings")
-            if _surrogate(text): raise ValueError(f"prompt and candidates: {ascii(text)[:60]} holds half a character, which no model can read")
+            _check_writable(text, f"prompt and candidates: {ascii(text)[:60]}")
         if self.correct not in range(n): raise ValueError(f"correct: got {self.correct!r}, wanted a whole number from 0 to {n - 1}")
         if self.candidates and not self.wrong: raise ValueError(f"candidates: none is wrong in {self.candidates!r}")
 
@@ -87,14 +100,18 @@ def text_formatter(
     group=None,            # the column that ties rows together, such as a passage
 ) -> Callable:  # row -> Question or None
     "Make a formatter for texts with a label. The formatter raises ValueError for a label that `labels` doesn't hold."
+    labels = _meanings(labels)
+
     def fmt(row):
-        y = row[label]
-        if _missing(y) or isinstance(y, Real) and y == -1: return None
-        if not isinstance(y, Hashable) or y not in labels: raise ValueError(f"{label}: got {y!r}, wanted one of {list(labels)}; say what it means with labels={{{y!r}: ...}}")
-        return Question(template.format_map(row), correct=labels[y], group=row[group] if group else None)
+        y = _value(row[label])
+        if not isinstance(y, Hashable) or y not in labels:
+            if _missing(y) or isinstance(y, (Real, Decimal)) and y == -1: return None
+            raise ValueError(f"{label}: got {y!r}, wanted one of {list(labels)}; say what it means with labels={{{y!r}: ...}}")
+        return _question(row, template, (), labels[y], group)
+    fmt.label = label
     return fmt
 
-
+# %% ../nbs/00b_data.ipynb #n357d55c
 def choice_formatter(
     template,          # the prompt, with columns in braces
     candidates,        # a column that holds a list, several columns, or a function of the row
@@ -108,8 +125,16 @@ def choice_formatter(
         at = correct(row) if callable(correct) else correct if isinstance(correct, int) else row[correct]
         if _missing(at) or at in (-1, "-1"): return None
         if not isinstance(at, str) and not at == at // 1: raise ValueError(f"{correct}: got {at!r}, wanted the number of a candidate")
-        return Question(template.format_map(row), tuple(str(c).strip() for c in options), int(at) - start, group=row[group] if group else None)
+        return _question(row, template, options, int(at) - start, group)
+    fmt.label = correct
     return fmt
+
+
+def _question(row, template, options, correct, group):
+    "A row's `Question`, or None where something that it is made of is missing"
+    used = [Formatter().get_field(field, (), row)[0] for _, field, *_ in Formatter().parse(template) if field] + [*options, *([row[group]] if group else ())]
+    if any(_value(v) is None for v in used): return None
+    return Question(template.format_map(row), tuple(str(c).strip() for c in options), correct, group=row[group] if group else None)
 
 # %% ../nbs/00b_data.ipynb #c016
 _QA = "Q: {question} A:"
@@ -180,8 +205,8 @@ def _format(rows, at, formatter):
         if q is not None: yield q
 
 # %% ../nbs/00b_data.ipynb #c022
-def _make_texts(name, rows, formatter, answers, limit=None, balance=True, aloud=.99):
-    "Raw rows -> `Texts`, at most `limit` of them (None: all); fewer than the share `aloud` of them are kept with a warning only"
+def _make_texts(name, rows, formatter, answers, limit=None, balance=True, aloud=False):
+    "Raw rows -> `Texts`, at most `limit` of them (None: all). `aloud` tells of each row that is left out; else a warning comes where more than a hundredth are repeats"
     if answers not in ("pair", "single"): raise ValueError(f"answers: got {answers!r}, wanted 'pair' or 'single'")
     if not len(rows): raise ValueError(f"{name}: no rows; the source is empty")
     order = np.random.default_rng(_chance(name)).permutation(len(rows))
@@ -194,9 +219,10 @@ def _make_texts(name, rows, formatter, answers, limit=None, balance=True, aloud=
         take = min(len(rows), 2 * take)
     if clean.y.nunique() < 2: raise ValueError(f"{name}: {len(clean):,} usable rows, all with the labels {clean.y.unique().tolist()}; both 0 and 1 are needed")
     if limit is not None and len(df) == 0: raise ValueError(f"{name}: rows: got {limit!r}, wanted at least 2, one of each label")
-    if len(clean) < aloud * len(raw):
-        warnings.warn(f"{name}: {len(raw) - len(clean):,} of {len(raw):,} rows dropped, because their text stands there twice", stacklevel=4)
-    if limit is None and len(df) < aloud * len(clean) and aloud == 1:
+    if aloud and (lost := take - raw.q.nunique()): warnings.warn(f"{name}: {lost:,} of {take:,} rows dropped, as the formatter gives no text for them (a label or a field is missing)", stacklevel=4)
+    if len(clean) < (1 if aloud else .99) * len(raw):
+        warnings.warn(f"{name}: {len(raw) - len(clean):,} of {len(raw):,} rows dropped, because their text appears twice", stacklevel=4)
+    if aloud and limit is None and len(df) < len(clean):
         warnings.warn(f"{name}: {len(df):,} of {len(clean):,} rows kept, so that both labels have equally many; balance=False keeps all", stacklevel=4)
     place = np.random.default_rng(_chance(name, "place")).permutation(df.q.max() + 1)  # balancing took the first ones: mix, or the end holds one label
     df = df.iloc[np.argsort(place[df.q], kind="stable")]
@@ -449,17 +475,18 @@ def _typed(words):
     except ValueError: return words
 
 
-def _table(path, sep, texts):
-    "A file of rows with a separator, as a frame; the columns `texts` keep their words as they are written, None = all do"
+def _table(path, sep, typed):
+    "A file of rows with a separator, as a frame of words as they are written; the column `typed` is read as numbers or truth values where all its words are such"
     raw = pd.read_csv(path, sep=sep, header=None, dtype=object, keep_default_na=False, encoding="utf-8-sig")
     df = raw[1:].reset_index(drop=True).set_axis(raw.iloc[0].tolist(), axis=1)
-    return df if texts is None or not df.columns.is_unique else df.assign(**{c: _typed(df[c]) for c in df.columns if c not in texts})
+    if list(df.columns).count(typed) == 1: df[typed] = _typed(df[typed])
+    return df
 
 
 def _once(pairs):
-    "A JSON object whose keys stand there once"
+    "A JSON object whose keys appear once"
     found = dict(pairs)
-    if len(found) < len(pairs): raise ValueError(f"a key stands there twice in {{{', '.join(repr(k) for k, _ in pairs)[:80]}}}")
+    if len(found) < len(pairs): raise ValueError(f"a key appears twice in {{{', '.join(repr(k) for k, _ in pairs)[:80]}}}")
     return found
 
 
@@ -480,7 +507,7 @@ def _records(rows):
     raise ValueError("wanted a list of rows that are objects, or an object of columns that are lists")
 
 
-def _parsed(path, texts):
+def _parsed(path, typed):
     "A file as a frame; its content is checked before it is parsed"
     kind = _suffix(path)
     if kind == ".parquet":
@@ -488,41 +515,47 @@ def _parsed(path, texts):
         _fits(path)
         return pq.read_table(path).to_pandas(ignore_metadata=True)
     _is_text(path)
-    if kind in (".csv", ".tsv"): return _table(path, "," if kind == ".csv" else "\t", texts)
+    if kind in (".csv", ".tsv"): return _table(path, "," if kind == ".csv" else "\t", typed)
     with _opened(path) as f: text = f.read().decode("utf-8-sig")
     return _records(list(_lines(text)) if kind == ".jsonl" else json.loads(text, object_pairs_hook=_once))
 
 # %% ../nbs/00b_data.ipynb #n93ff16c
-def _read(path, texts=()):
-    "A file as a data frame; see `_table` for `texts`"
+def _read(path, typed=None):
+    "A file as a data frame; see `_table` for `typed`"
     path = Path(os.path.expanduser(path))
     if not os.path.isfile(path): raise FileNotFoundError(f"{str(path)[:300]}: no such file")  # nor for a name that no disk takes
     if _suffix(path) not in _READERS: raise ValueError(f"{path.name}: wanted a file that ends in {', '.join(_READERS)}")
     if not (size := path.stat().st_size): raise ValueError(f"{path.name}: the file is empty")
     if size > LARGEST: raise _too_large(path, size)
     from pyarrow import ArrowException
-    try: return _parsed(path, texts)
+    try: return _parsed(path, typed)
     except (ValueError, OSError, EOFError, TypeError, LookupError, OverflowError, RecursionError, MemoryError, zlib.error, ArrowException) as e:
         if str(e).startswith(f"{path.name}: "): raise
         raise ValueError(f"{path.name}: can't be read as {_suffix(path)[1:]}: {str(e) or type(e).__name__}") from e
 
 # %% ../nbs/00b_data.ipynb #c047
-def _frame(data, name, texts):
-    "The user's data as a frame"
+def _frame(data, name, typed=None):
+    "The user's data as a frame; see `_table` for `typed`"
     if isinstance(data, dict): raise ValueError(f"{name}: got a {type(data).__name__} with the keys {', '.join(map(str, data))}; hand on one of its values")
     if isinstance(data, (str, bytes)) and not _is_path(data): raise ValueError(f"{name}: got {_short(data)}, wanted rows, or a path that ends in {', '.join(_READERS)}")
-    if _is_path(data): df = _read(data, texts)
-    else:
-        try: df = data.to_pandas() if hasattr(data, "to_pandas") else data if isinstance(data, pd.DataFrame) else _records(list(data))
-        except (TypeError, ValueError) as e: raise ValueError(f"{name}: got {_short(data)}, wanted a list of rows that are mappings, a data frame, a `datasets.Dataset`, or a path to a file ({e})") from e
-    if twice := sorted({str(c) for c in df.columns[df.columns.duplicated()]}): raise ValueError(f"{name}: column {', '.join(twice)} stands there twice; give each column a name of its own")
-    return df
+    if _is_path(data): return _read(data, typed)
+    try:
+        if hasattr(data, "to_pandas"): data = data.to_pandas()
+        return data if isinstance(data, pd.DataFrame) else _records(list(data))
+    except (TypeError, ValueError) as e: raise ValueError(f"{name}: got {_short(data)}, wanted a list of rows that are mappings, a data frame, a `datasets.Dataset`, or a path to a file ({e})") from e
+
+
+def _once_each(df, name, columns, said=None):
+    "These columns of a frame. Raises ValueError where one appears twice; `said` holds the user's names"
+    twice = [str((said or {}).get(c, c)) for c in columns if (df.columns == c).sum() > 1]
+    if twice: raise ValueError(f"{name}: column {', '.join(twice)} appears twice; give each column a name of its own")
+    return df[columns]
 
 
 def _own_frame(data, name, columns=None):
     "The user's data as a frame with the columns txt or question and answer, label, perhaps group"
     columns = columns or {}
-    df = _frame(data, name, {"txt", "text", "question", "answer", "group", *(v for k, v in columns.items() if k != "label")} - {columns.get("label")})
+    df = _frame(data, name, columns.get("label", "label"))
     came = ", ".join(map(str, df.columns)) or "none"
     lost = [f"{v} (for {k})" for k, v in columns.items() if v not in df]
     if lost: raise ValueError(f"{name}: column {', '.join(lost)} is missing; the columns are {came}")
@@ -533,14 +566,26 @@ def _own_frame(data, name, columns=None):
     lost = [c for c in wanted if c not in df]
     if lost: raise ValueError(f"{name}: column {', '.join(lost)} is missing; wanted txt and label, or question, answer and label; the columns are {came}. "
                               "Say which is which, such as columns={'txt': 'review', 'label': 'good'}")
-    return df[wanted + [c for c in ("txt", "group") if c in df]]
+    return _once_each(df, name, wanted + [c for c in ("txt", "group") if c in df], columns)
 
 # %% ../nbs/00b_data.ipynb #c048
 def _label(value, labels=None):
     "What a label means, 0 or 1, or None: numbers and truth values of exactly this value; words mean what `labels` says"
-    try: value = value if labels is None else labels.get(value)
+    try: value = _value(value) if labels is None else labels.get(_value(value))
     except TypeError: return None  # a list, which is no key
-    return int(value) if isinstance(value, (Real, np.bool_)) and value in (0, 1) else None
+    return int(value) if isinstance(value, (Real, Decimal, np.bool_)) and value in (0, 1) else None
+
+
+def _labels(values, name, labels=None):
+    "A column of labels as 0 and 1; each that is neither is named, with what to do"
+    labels = None if labels is None else _meanings(labels)
+    y = [_label(v, labels) for v in values]
+    odd = [v for v, l in zip(values, y) if l is None]
+    words, lost = [v for v in odd if not _missing(v)], [i for i, (v, l) in enumerate(zip(values, y)) if l is None and _missing(v)]
+    said = f"; say what they mean, such as labels={{{words[0]!r}: 1, ...: 0}}" if words else ""
+    if lost: said += f"; drop the {len(lost):,} rows without a label (the first: row {lost[0]})"
+    if odd: raise ValueError(f"{name}: label must be 0 or 1, got {list({repr(v): v for v in odd}.values())[:5]} in {len(odd):,} of {len(y):,} rows{said}")
+    return y
 
 
 def _words(values, name, column):
@@ -549,7 +594,7 @@ def _words(values, name, column):
     for i, v in enumerate(values):
         if isinstance(v, (int, np.integer)) and not isinstance(v, bool): v = str(v)
         if not isinstance(v, str) and not _missing(v): raise ValueError(f"{name}: {column} of row {i} is {_short(v)}, wanted a string; write it as a text")
-        if isinstance(v, str) and (odd := _surrogate(v)): raise ValueError(f"{name}: {column} of row {i} holds {odd}, half a character, which no model can read; text.encode('utf-8', 'replace').decode() puts ? there")
+        if isinstance(v, str): _check_writable(v, f"{name}: {column} of row {i}")
         out.append(None if _missing(v) else v)
     return out
 
@@ -558,17 +603,14 @@ def _words(values, name, column):
 def _own(data, name, columns=None, labels=None):
     "The user's data as a list of questions"
     df = _own_frame(data, name, columns)
-    y = [_label(v, labels) for v in df["label"]]
-    odd = [v for v, l in zip(df["label"], y) if l is None]
-    if odd: raise ValueError(f"{name}: label must be 0 or 1, got {list({repr(v): v for v in odd}.values())[:5]} in {len(odd):,} of {len(df):,} rows; "
-                             f"say what they mean, such as labels={{{odd[0]!r}: 1, ...: 0}}")
+    y = _labels(df["label"], name, labels)
     words = {c: _words(df[c], name, c) for c in (("txt",) if "txt" in df else ("question", "answer"))}
     group = words.get("question") or words["txt"]
     if "group" in df:
         lost = [i for i, g in enumerate(df["group"]) if _missing(g)]
         if lost: raise ValueError(f"{name}: group is missing in {len(lost):,} of {len(df):,} rows (first: row {lost[0]}); give each row one, or leave the column out")
         group = [str(g) for g in df["group"]]
-        if odd := [i for i, g in enumerate(group) if _surrogate(g)]: raise ValueError(f"{name}: group of row {odd[0]} holds {_surrogate(group[odd[0]])}, half a character; give it another name")
+        for i, g in enumerate(group): _check_writable(g, f"{name}: group of row {i}")
     if "txt" in df: txt = words["txt"]
     else: txt = [None if None in qa else "Q: {} A: {}".format(*qa) for qa in zip(*words.values())]
     empty = sum(t is None for t in txt)
@@ -585,11 +627,12 @@ def unlabelled(
     "Texts without labels. Raises ValueError for no rows, for texts that are empty or no strings, and for a column that can't be found."
     if isinstance(data, Texts): return data.txt
     if isinstance(data, str) and not _is_path(data): raise ValueError(f"{name}: got the string {data[:40]!r}, wanted a list of texts, or a path that ends in {', '.join(_READERS)}")
-    df = _frame(data, name, None) if _is_path(data) or hasattr(data, "to_pandas") or isinstance(data, pd.DataFrame) else data
+    if hasattr(data, "to_pandas"): data = data.to_pandas()
+    df = _frame(data, name) if _is_path(data) or isinstance(data, pd.DataFrame) else data
     if isinstance(df, pd.DataFrame):
         found = [column] if column is not None else [c for c in ("txt", "text") if c in df] or (list(df.columns) if df.shape[1] == 1 else [])
         if not found or found[0] not in df: raise ValueError(f"{name}: column {column or 'txt or text'} is missing; the columns are {', '.join(map(str, df.columns))}; say column=...")
-        df = df[found[0]]
+        df = _once_each(df, name, found[:1])[found[0]]
     if not hasattr(df, "__iter__") or isinstance(df, (bytes, dict)): raise ValueError(f"{name}: got {_short(df)}, wanted a list of texts, a data frame, a `datasets.Dataset`, or a path to a file")
     rows = list(df)
     texts = np.empty(len(rows), object)
@@ -630,10 +673,10 @@ def load_texts(
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, (int, np.integer)) or rows < 2): raise ValueError(f"rows: got {rows!r}, wanted a whole number of at least 2, or None for all")
     if isinstance(name, str) and not _is_path(name):
         d = _find(name, p.name)
-        return _make_texts(name, d.load(), d.formatter, answers, rows, balance)
+        return _make_texts(name, d.load(), d.formatter, answers, rows, balance, aloud=d.source == "registered")
     own = Path(str(name).removesuffix(".gz")).stem if _is_path(name) else "own data"
     questions = _own(name, own, columns, labels)
-    return _make_texts(own, questions, lambda q: q, answers, rows, balance, aloud=1)
+    return _make_texts(own, questions, lambda q: q, answers, rows, balance, aloud=True)
 
 # %% ../nbs/00b_data.ipynb #c055
 def load_splits(
@@ -712,7 +755,7 @@ def leak_check(
 def register_dataset(
     name,            # under which `load_splits` will find it
     rows,            # a list of mappings, a `datasets.Dataset`, a data frame, a path to a file, or a function that gives one of them
-    formatter=None,  # raw row -> `Question` or None; None: the columns are those of your own data (txt, label)
+    formatter=None,  # raw row -> `Question` or None; None: the columns are those of your own data (txt, label). Of a CSV file it gets words, but for the label
     *,
     licence="unknown",  # shown by `datasets`
     columns=None,       # without a formatter: see `load_texts`
@@ -726,7 +769,7 @@ def register_dataset(
     def load():
         data = rows() if callable(rows) else rows
         if formatter is None: return _own(data, name, columns, labels)
-        data = _read(data) if _is_path(data) else data
+        data = _read(data, getattr(formatter, "label", "label")) if _is_path(data) else data
         return data.to_dict("records") if isinstance(data, pd.DataFrame) else data
 
     fmt = formatter or (lambda q: q)

@@ -34,7 +34,7 @@ def _sorted(s, what="scores"):
 
 
 def _near_one(s):
-    "Sorted scores by a power of two, which changes no digit: of numbers like 1e200 or 1e-200 the squares would be infinite or zero"
+    "Sorted scores by a power of two, which changes no digit of those that matter beside the largest: of numbers like 1e200 or 1e-200 the squares would be infinite or zero"
     return np.ldexp(s, -np.frexp(max(-s[0], s[-1]))[1])
 
 
@@ -107,9 +107,8 @@ def plot_change_point(
 
 # %% ../nbs/02_detection.ipynb #nd652564
 def _refuse(x, rows, name):
-    "Raise ValueError for rows that hold NaN or infinite features, by their numbers"
-    if len(bad := rows[~np.isfinite(x[rows]).all(1)]):
-        raise ValueError(f"overlap score: {len(bad)} of the {name} hold NaN or infinite features (first: row {bad[0]}): drop them, or compute them again in float32")
+    "Raise ValueError where some rows hold NaN or infinite features; all such rows of `x` are counted"
+    if not np.isfinite(x[rows]).all(): _features(x, f"overlap score, {name}")
 
 # %% ../nbs/02_detection.ipynb #c019
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _newton(rows, penalty, hessian, tol=1e-6, max_iter=200):
     z, y, w, b, pairs, norms, since = rows.z, rows.y, rows.w, rows.b, [], [], 0
     (n, d), u = z.shape, z @ w + b
     patience, f = min(_patience(n, d), 1), _loss(u, y, w, penalty)
-    if f > np.log(2): w, b, u, f = 0 * w, 0., 0 * u, np.log(2)  # a start worse than zero is none: far out the Hessian vanishes
+    if not f <= np.log(2): w, b, u, f = 0 * w, 0., 0 * u, np.log(2)  # a start worse than zero is none: far out the Hessian vanishes
     for i in range(max_iter + 1):
         p, before = expit(u), grad if i else None
         grad = np.append((p - y) @ z / n + 2 * penalty * w, np.mean(p - y))
@@ -203,8 +203,12 @@ def _minimise(rows, l2):
     kind = _Wide if n < d else _Tall
     if not isinstance(rows.hessian, kind) or min(n, d) < _FEW: rows.hessian = kind(d)
     with _BLAS.limit(limits=1 if n * d * min(n, d) < 4e9 else None, user_api="blas"):
-        try: rows.w, rows.b, norm, steps = _newton(rows, l2 * rows.scale**2, rows.hessian)
-        except LinAlgError as e: raise ValueError(f"LinearProbe: features of up to {np.abs(rows.z).max():.2g} can't be fitted with l2={l2}; scale them, or say standardize=True") from e
+        try:
+            w, b, norm, steps = _newton(rows, l2 * rows.scale**2, rows.hessian)
+            if not np.isfinite(np.append(w, b)).all(): raise LinAlgError("the solution is not finite")
+        except LinAlgError as e:
+            raise ValueError(f"LinearProbe: features of up to {np.abs(rows.z).max():.2g} can't be fitted with l2={l2}; scale them{', or say standardize=True' * (not rows.standardize)}") from e
+    rows.w, rows.b = w, b
     return norm, steps
 
 
@@ -299,7 +303,7 @@ class _Linear(_Classifier):
 
     def decision_function(self, x):
         x = _readable(self, x)
-        u = _by_blocks(lambda b: np.einsum("nd,d->n", np.asarray(b, np.float64), self.coef_), x) + self.intercept_  # a product with BLAS would hang on a row's place
+        u = _by_blocks(lambda b: np.einsum("nd,d->n", np.asarray(b, np.float64, order="C"), self.coef_), x) + self.intercept_  # a product with BLAS would hang on a row's place, and the order of a sum on how the columns lie
         if not np.isfinite(u).all(): _features(x, "x")  # a row's NaN shows in its score
         return u
 
@@ -361,7 +365,7 @@ def _fitted(probe, rows):
         probe.kkt_, probe.n_iter_ = _minimise(rows, probe.l2)
     if not solved():
         from sklearn.exceptions import ConvergenceWarning
-        warnings.warn(f"LinearProbe: gradient norm {probe.kkt_:.1e} after {probe.n_iter_} steps; standardize=True or a larger l2 may help", ConvergenceWarning)
+        warnings.warn(f"LinearProbe: gradient norm {probe.kkt_:.1e} after {probe.n_iter_} steps; {'standardize=True or ' * (not rows.standardize)}a larger l2 may help", ConvergenceWarning)
     probe.coef_, probe.n_features_in_ = rows.w / rows.unit, len(rows.w)
     probe.intercept_ = float(rows.b - probe.coef_ @ rows.origin)
     return probe
