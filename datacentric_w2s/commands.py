@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from fastcore.docments import docments
 
-from .activations import make_problem
+from .activations import _atomic, make_problem
 from .artifacts import ArtifactError
 from .core import PRESETS
 from .data import datasets, load_splits, load_texts, unlabelled
@@ -116,10 +116,8 @@ def _new_folder(text):
 
 
 def _save(df, path):
-    "Write a table under a temporary name first"
-    temp = path.with_name(f".{path.name}")
-    _WRITERS[path.suffix](df, temp)
-    os.replace(temp, path)
+    "Write a table whole or not at all"
+    with _atomic(path) as temp: _WRITERS[path.suffix](df, temp)
 
 # %% ../nbs/08_commands.ipynb #nb9b99f1
 @contextmanager

@@ -9,7 +9,6 @@ __all__ = ['Provenance', 'provenance', 'Shared', 'share', 'write_shared', 'read_
 # %% ../nbs/08a_sharing.ipynb #s72ff3ce
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import count
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .activations import language_model
+from .activations import _atomic, language_model
 from .core import Partition, Preset, Problem, Pseudolabels
 from .data import datasets as known_datasets
 
@@ -169,16 +168,11 @@ def write_shared(
     "Write rows as a parquet file, a block at a time, whole or not at all. Raises ValueError for no rows, and for columns that mix types."
     import pyarrow.parquet as pq
     if len(s) == 0: raise ValueError("write_shared: got no rows")
-    if not hasattr(path, "write"): return _renamed(s, Path(path), block)
+    if not hasattr(path, "write"):
+        with _atomic(Path(path)) as temp, open(temp, "wb") as out: write_shared(s, out, block=block)
+        return path
     with pq.ParquetWriter(path, _batch(s, slice(0, 1)).schema.with_metadata({_KEY: _notes(s), _SUM: _digest(s)}), use_dictionary=False) as out:
         for i in range(0, len(s), block): out.write_table(_batch(s, slice(i, i + block), out.schema))
-    return path
-
-# %% ../nbs/08a_sharing.ipynb #n03544c8
-def _renamed(s, path, block):
-    "Write under a temporary name first, so that an interrupted file is never taken for a whole one"
-    with open(temp := path.with_name(f".{path.name}"), "wb") as out: write_shared(s, out, block=block)
-    os.replace(temp, path)
     return path
 
 # %% ../nbs/08a_sharing.ipynb #sd143286
