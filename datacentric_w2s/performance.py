@@ -220,8 +220,7 @@ def shaped_like_8b(
                                 max_position_embeddings=8192, rope_theta=5e5, attn_implementation="sdpa") | (sizes or {}))
 
     def model():
-        kind = torch.device(device).type
-        with torch.random.fork_rng([] if kind == "cpu" else [0], device_type="cpu" if kind == "cpu" else kind), torch.device(device):
+        with torch.random.fork_rng(range(torch.cuda.device_count())), torch.device(device):  # seeding reaches every card
             torch.manual_seed(0)
             return AutoModel.from_config(config, dtype=getattr(torch, dtype)).eval()
 

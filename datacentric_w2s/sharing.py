@@ -9,7 +9,6 @@ __all__ = ['Provenance', 'provenance', 'Shared', 'share', 'write_shared', 'read_
 # %% ../nbs/08a_sharing.ipynb #s72ff3ce
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import count
@@ -176,15 +175,11 @@ def write_shared(
     "Write rows as a parquet file, a block at a time, whole or not at all. Raises ValueError for no rows, and for columns that mix types."
     import pyarrow.parquet as pq
     if len(s) == 0: raise ValueError("write_shared: got no rows")
-    if not hasattr(path, "write"): return _renamed(s, Path(path), block)
+    if not hasattr(path, "write"):
+        with written(Path(path)) as temp, open(temp, "wb") as out: write_shared(s, out, block=block)
+        return path
     with pq.ParquetWriter(path, _batch(s, slice(0, 1)).schema.with_metadata({_KEY: (notes := _notes(s).encode()), _SUM: _digest(s, notes), _TYPES: _types(s)}), use_dictionary=False) as out:
         for i in range(0, len(s), block): out.write_table(_batch(s, slice(i, i + block), out.schema))
-    return path
-
-# %% ../nbs/08a_sharing.ipynb #n03544c8
-def _renamed(s, path, block):
-    "Write under a temporary name first, so that an interrupted file is never taken for a whole one"
-    with written(path) as temp, open(temp, "wb") as out: write_shared(s, out, block=block)
     return path
 
 # %% ../nbs/08a_sharing.ipynb #sd143286

@@ -104,7 +104,7 @@ class Reader:
         self.wait("return !document.querySelector('link.quarto-color-scheme') || document.documentElement.classList.contains('quarto-dark') === arguments[0]", name == "dark")
 
     def wait(self, script, *args, each=lambda: None):  # what to ask the page; what to do before each time
-        return WebDriverWait(self.browser, 10, 0.02).until(lambda b: (each(), b.execute_script(script, *args))[1])
+        return WebDriverWait(self.browser, 10, 0.02).until(lambda b: (each(), b.execute_script(script, *args))[1], f"never true on the page: {script}")
 
     def press(self, *keys): ActionChains(self.browser, duration=0).send_keys(*keys).perform()
 

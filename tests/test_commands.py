@@ -329,6 +329,17 @@ def test_detectors_options_arrive(run, on_mixture, words, options):
     assert [got[k] for k in ("t_hard", "t_overlap", "rule", "density")] == [part.t_hard, part.t_overlap, part.rule, part.density]
 
 
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    (path := tmp_path / "rows.csv").write_text("old")
+
+    def half(df, path):
+        path.write_text("half of")
+        raise OSError("no space left")
+    monkeypatch.setitem(commands._WRITERS, ".csv", half)
+    with pytest.raises(OSError, match="no space"): commands._save(pd.DataFrame(), path)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("rows.csv", "old")]
+
+
 @pytest.mark.parametrize("suffix, read", [(".csv", pd.read_csv), (".jsonl", lambda p: pd.read_json(p, lines=True)), (".parquet", pd.read_parquet)])
 def test_rows_are_written(run, on_mixture, tmp_path, suffix, read):
     file, acc = tmp_path / f"kinds{suffix}", evaluate(on_mixture)

@@ -94,6 +94,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     write_shared(old := make(0, 30), path := tmp_path / "rows.parquet")
     with pytest.raises(ValueError, match="mixes types"): write_shared(replace(make(0, 2, have=()), group=np.array([1, "a"], object)), path, block=1)
     check_same(old, read_shared(path))
+    assert list(tmp_path.iterdir()) == [path]  # and nothing of the new one
 
 
 def test_activations_mapped_from_disk_are_written_a_block_at_a_time(tmp_path):
