@@ -48,6 +48,15 @@ def test_the_large_shape_is_the_same_twice_and_leaves_the_random_state_alone():
     assert torch.equal(a, b) and torch.equal(torch.get_rng_state(), before) and (lm.n_layers, lm.width, lm.shares) == (2, 32, True)
 
 
+def test_the_large_shape_puts_back_the_random_state_of_every_card(monkeypatch):
+    cards, back = {0: "state of card 0", 1: "state of card 1"}, {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", cards.get)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, card: back.update({card: state}))
+    P.shaped_like_8b("cpu", sizes=dict(vocab_size=5, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1))[1]()
+    assert back == cards
+
+
 @given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 9), st.integers(0, 99))
 def test_scores_agree(n, m, d, seed):
     rng = np.random.default_rng(seed)
