@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from .artifacts import ARTIFACTS, artifact, artifact_id, cache_dir
 from .core import PRESETS, Labelled, Problem, Splits, Texts, Views, preset
-from .files import contents, end_with_parent, explained, held, made, plain_file, room, sha256, written
+from .files import contents, end_with_parent, explained, held, made, plain_file, removed, room, sha256, written
 
 # %% ../nbs/00c_activations.ipynb #c008
 @dataclass(frozen=True)
@@ -153,12 +153,6 @@ def _intact(folder, weights=True):
     except (OSError, ValueError): return False
 
 
-def _removed(path):
-    "Remove whatever lies at a path: a folder, a file, or a link but not what it leads to"
-    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
-    else: path.unlink(missing_ok=True)
-
-
 def _rewritten_name(name): return f"{name}-{artifact_id(name)[:12]}"
 
 
@@ -172,8 +166,8 @@ def _rewritten(name, check=False):
         if done(): return folder  # another process was faster
         if os.path.lexists(folder): warnings.warn(f"{folder.name}: the rewritten model in the cache is damaged; it is written anew", stacklevel=2)
         temp = folder.with_name(f".{folder.name}.tmp")
-        _removed(temp)  # of a process that was killed
-        if os.path.lexists(folder): os.replace(folder, temp), _removed(temp)  # at once, so that one that is half deleted is never taken for whole
+        removed(temp)  # of a process that was killed
+        if os.path.lexists(folder): os.replace(folder, temp), removed(temp)  # at once, so that one that is half deleted is never taken for whole
         made(temp)
         try:
             with explained(folder): _write_folder(artifact(name), temp), os.replace(temp, folder)
@@ -717,7 +711,7 @@ def _read(store, keys, rows, sheet, report=False):
 
 def _set_aside(path):
     "Rename what can't be used; of each name one is kept, the last"
-    _removed(aside := path.with_suffix(".unusable"))
+    removed(aside := path.with_suffix(".unusable"))
     path.rename(aside)
 
 

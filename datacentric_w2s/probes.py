@@ -8,6 +8,8 @@ __all__ = ['LinearProbe', 'KNNProbe', 'topological_filter', 'TopologicalProbe', 
 
 # %% ../nbs/00d_probes.ipynb #c003
 import warnings
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -337,12 +339,13 @@ class LinearProbe(_Linear):
         y,           # (n,) labels: numbers in [0, 1], hard or soft, or the names of two classes
         start=None,  # a fitted probe to start from; changes the time, not the result
     ):  # the fitted probe, with coef_, intercept_, classes_, kkt_ (norm of the gradient) and n_iter_
-        "Fit the probe. Raises ValueError for one class only or more than two, for soft labels outside [0, 1], and for l2 <= 0."
+        "Fit the probe. Raises ValueError for one class only or more than two, for soft labels outside [0, 1], and for l2 <= 0; the probe then stays as it is."
         _check_l2(self.l2)
-        x, p, self.classes_ = _checked(self, x, y)
-        rows, self._rows, x = _Rows(x, p, self.standardize), None, None  # x in double precision is no longer needed
-        if start is not None: rows.w, rows.b = start.coef_ * rows.unit, start.intercept_ + start.coef_ @ rows.origin
-        return _fitted(self, rows)
+        with _unless_refused(self):
+            x, p, self.classes_ = _checked(self, x, y)
+            rows, self._rows, x = _Rows(x, p, self.standardize), None, None  # x in double precision is no longer needed
+            if start is not None: rows.w, rows.b = start.coef_ * rows.unit, start.intercept_ + start.coef_ @ rows.origin
+            return _fitted(self, rows)
 
     def partial_fit(
         self,
@@ -351,9 +354,24 @@ class LinearProbe(_Linear):
         classes=None,  # in the first call: the names of both classes; None = as the first rows' labels say
     ):  # the probe, fitted to all rows that it was given this way
         "Fit to these rows and to those of earlier calls: the result of `fit` on all of them, sooner. Raises ValueError as `fit` does, and after `fit`; the probe then stays as it is."
-        self._rows = _grown(self, x, y, classes)
-        return _fitted(self, self._rows)
+        with _unless_refused(self):
+            self._rows = _grown(self, x, y, classes)
+            return _fitted(self, self._rows)
 
+
+# %% ../nbs/00d_probes.ipynb #n58a73fe
+@contextmanager
+def _unless_refused(probe):
+    "A block that fits a probe; where it ends early, the probe and its rows are as they were"
+    before, rows, done = dict(vars(probe)), copy(getattr(probe, "_rows", None)), False
+    try:
+        yield
+        done = True
+    finally:
+        if not done:
+            vars(probe).clear()
+            vars(probe).update(before)
+            if rows: probe._rows, rows.hessian = rows, None  # which grows in place
 
 # %% ../nbs/00d_probes.ipynb #c013
 def _fitted(probe, rows):

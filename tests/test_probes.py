@@ -210,14 +210,28 @@ def test_memory_grows_with_the_rows_and_not_with_the_fits():
 
 def test_a_refused_batch_leaves_the_probe_as_it_is():
     x, y = make(60, 5, 0, labels="noisy")
-    probe = LinearProbe(.1)
+    probe = LinearProbe(1e-3)
     with pytest.raises(ValueError, match="one class"): probe.partial_fit(x[:9], np.ones(9))
     probe.partial_fit(x[:30], y[:30])
-    for bad_x, bad_y, message in [(x[:2, :3], y[:2], "features"), (np.full((2, 5), np.nan), y[:2], "NaN"), (x[:2], [0, 3], "wanted .0, 1."), (x[:2], y[:3], "inconsistent")]:
-        with pytest.raises(ValueError, match=message): probe.partial_fit(bad_x, bad_y)
+    for bad_x, bad_y, message in [(x[:2, :3], y[:2], "features"), (np.full((2, 5), np.nan), y[:2], "NaN"), (x[:2], [0, 3], "wanted .0, 1."), (x[:2], y[:3], "inconsistent"), (1e100 * x[30:], y[30:], "can't be fitted")]:
+        with pytest.raises(ValueError, match=message), np.errstate(all="ignore"): probe.partial_fit(bad_x, bad_y)
     probe.partial_fit(x[30:], np.ones(30)).partial_fit(x[:0], y[:0])  # a later batch may be of one class, or empty
-    check_equal(probe, LinearProbe(.1).fit(x, np.r_[y[:30], np.ones(30)]), x, np.r_[y[:30], np.ones(30)])
+    check_equal(probe, LinearProbe(1e-3).fit(x, np.r_[y[:30], np.ones(30)]), x, np.r_[y[:30], np.ones(30)])
     with pytest.raises(ValueError, match="standardize"): probe.set_params(standardize=True).partial_fit(x[:2], y[:2])
+
+
+@pytest.mark.parametrize("fit", ["fit", "partial_fit"])
+def test_a_refused_first_fit_leaves_nothing(fit):
+    x, y = make(60, 5, 0, labels="noisy")
+    with pytest.raises(ValueError, match="can't be fitted"), np.errstate(all="ignore"): getattr(probe := LinearProbe(1e-3), fit)(1e100 * x, y)
+    assert vars(probe) == dict(l2=1e-3, standardize=False)
+
+
+def test_a_refused_fit_leaves_the_names_of_the_classes():
+    x, y = make(60, 5, 0, labels="noisy")
+    probe = LinearProbe(.1).fit(x, y)
+    with pytest.raises(ValueError, match="can't be fitted"), np.errstate(all="ignore"): probe.fit(1e100 * x, np.where(y > 0, "yes", "no"))
+    assert set(probe.predict(x)) == {0, 1}
 
 
 def test_rows_belong_to_one_probe():
