@@ -13,7 +13,7 @@ import os
 import pickle
 import warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from itertools import islice
@@ -26,7 +26,7 @@ import pandas as pd
 
 from .core import KINDS, Partition, Pseudolabels, _features, _table
 from .detection import Rules, _contents, _said, _says, overlap_score
-from .files import contents, explained, plain_file, room, written
+from .files import contents, explained, held, plain_file, room, written
 from .probes import pseudolabel
 
 # %% ../nbs/06a_cluster.ipynb #k006
@@ -277,22 +277,42 @@ class _Column:
 
     def put(self, span, new): self.values[slice(*span)] = new
 
-    def filled(self):
-        "Itself; what was put into a file is there for other machines"
+    def filled(self, parts=()):
+        "Itself, with these ranges and their numbers; what was put into a file is there for other machines"
+        for span, new in parts: self.put(span, new)
         if isinstance(self.values, np.memmap): self.values.flush()
         return self
 
+# %% ../nbs/06a_cluster.ipynb #n4fea0ad
+def _blank(path, n):
+    "A file of n NaN, with room for what comes"
+    np.lib.format.open_memmap(path, "w+", np.float64, (n,))
+    room(path)
+    np.load(path, mmap_mode="r+")[:] = np.nan
 
-def _column(n, folder, name, new=True):
-    "A column of NaN, or the file that is there"
-    if folder is None: return _Column(a := np.full(n, np.nan), a)
-    path = Path(folder) / f"{name}.npy"
-    if new or not _is_column(path, n):
-        with written(path) as temp:
-            np.lib.format.open_memmap(temp, "w+", np.float64, (n,))
-            room(temp)
-            np.load(temp, mmap_mode="r+")[:] = np.nan
+
+def _in_memory(n): return _Column(a := np.full(n, np.nan), a)
+
+
+def _in_file(path):
     with explained(path): return _Column(np.load(path, mmap_mode="r+"), path)
+
+
+def _column(parts, n, folder, name):
+    "A column of ranges and their numbers; as a file it is there once all of them are"
+    if folder is None: return _in_memory(n).filled(parts)
+    with written(path := Path(folder) / f"{name}.npy") as temp:
+        _blank(temp, n)
+        _in_file(temp).filled(parts)
+    return _in_file(path)
+
+# %% ../nbs/06a_cluster.ipynb #n6f6cad0
+def _resumed(n, folder, name):
+    "A column that is filled step by step: the file that is there, or NaN"
+    if folder is None: return _in_memory(n)
+    if not _is_column(path := Path(folder) / f"{name}.npy", n):
+        with written(path) as temp: _blank(temp, n)
+    return _in_file(path)
 
 
 def _is_column(path, n):
@@ -315,12 +335,11 @@ def label_ranges(
     *,
     rows=65_536,   # rows of a range
     map=map,       # as in `range_change_point`
-    folder=None,   # where p.npy is written; None = memory
+    folder=None,   # where p.npy is written, once all rows have their labels; None = memory
 ) -> np.ndarray:   # (n,) P(y = 1); with `folder`, a map of the file p.npy in it
     "A teacher's probabilities, range by range."
-    out = _column(_length(x_weak), folder, "p")
-    for span, p in map(partial(_label_range, probe=probe, x=x_weak), ranges(len(out.values), rows)): out.put(span, p)
-    return out.filled().values
+    n = _length(x_weak)
+    return _column(map(partial(_label_range, probe=probe, x=x_weak), ranges(n, rows)), n, folder, "p").values
 
 # %% ../nbs/06a_cluster.ipynb #k036
 def _largest(task, job):
@@ -412,7 +431,7 @@ def _scores(job, spans, key, group, folder, map):
     "The column of scores: NaN for hard rows"
     recipe = repr((key, job.t, job.boundary, job.how, job.mean is None, job.share, job.seed, spans, group))
     name = f"score-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    column = _column(spans[-1][1], folder, name, new=False)
+    column = _resumed(spans[-1][1], folder, name)
     notes = None if folder is None else Path(folder) / f"{name}.done"
     done = _done(notes, column, spans) if notes else set()
     todo = [t for t in _score_tasks(job, spans, group) if repr(t) not in done]
@@ -470,10 +489,7 @@ def _found(given, column, **options):
 def _rule(what, t, split, jump, ties): return _says(what, t, split.k, split.n, jump, ties) if split else _says(what, t)
 
 
-def _confidences(p, spans, folder, map):
-    out = _column(spans[-1][1], folder, "conf")
-    for span, c in map(partial(_conf_range, p=p), spans): out.put(span, c)
-    return out.filled()
+def _confidences(p, spans, folder, map): return _column(map(partial(_conf_range, p=p), spans), spans[-1][1], folder, "conf")
 
 # %% ../nbs/06a_cluster.ipynb #k046
 def _detected(p, x, rules, t_hard, t_overlap, references, seed, device, rows, group, map, folder):
@@ -510,7 +526,7 @@ def detect_ranges(
     rows=65_536,   # rows of a range
     group=64,      # ranges of references in one task
     map=map,       # as in `range_change_point`
-    folder=None,   # where columns are kept, for memory and for resuming; all workers must see it
+    folder=None,   # where columns are kept, for memory and for resuming; all workers must see it, and one call at a time is at work there
 ) -> Detected:     # thresholds, counts and columns
     "`detect_overlap` as a map-reduce over ranges: the same rule, thresholds and kinds. Raises ValueError as that does, and for scores that don't merge."
     if how not in MERGEABLE: raise ValueError(f"how: got {how!r}, wanted one of {', '.join(MERGEABLE)}: only these merge over ranges; detect_overlap has more, for rows that one machine holds")
@@ -518,7 +534,8 @@ def detect_ranges(
     if not 0 < references <= 1: raise ValueError(f"references: got {references}, wanted a share of the hard rows above 0 and at most 1")
     p, n = p.p if isinstance(p, Pseudolabels) else p, _length(x_strong)
     if _length(p) != n: raise ValueError(f"detect_ranges: got {_length(p)} probabilities and {n} rows of x_strong; wanted row-aligned")
-    return _detected(p, x_strong, Rules(how, center, jump, min_size, boundary), t_hard, t_overlap, references, seed, device, rows, group, map, folder)
+    with held(Path(folder) / "ranges", f"the ranges in {folder}") if folder is not None else nullcontext():
+        return _detected(p, x_strong, Rules(how, center, jump, min_size, boundary), t_hard, t_overlap, references, seed, device, rows, group, map, folder)
 
 # %% ../nbs/06a_cluster.ipynb #k051
 def _ray():

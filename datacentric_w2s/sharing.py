@@ -9,6 +9,7 @@ __all__ = ['Provenance', 'provenance', 'Shared', 'share', 'write_shared', 'read_
 # %% ../nbs/08a_sharing.ipynb #s72ff3ce
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import count

@@ -20,7 +20,7 @@ from test_artifacts import make_wheel, toy
 from test_session import GOODS, buy, plan_of
 
 from datacentric_w2s import activations as A
-from datacentric_w2s import artifacts, commands, files, results, session
+from datacentric_w2s import artifacts, cluster, commands, files, results, session
 from datacentric_w2s.results import grid, run_cells
 from datacentric_w2s.session import Session
 
@@ -420,6 +420,37 @@ def test_a_damaged_cell_is_set_aside_once(crowd, tmp_path, effort, tally):
         found = hashed(tmp_path / str(r))
         if found.pop("toy/a-0.csv.aside1", None) is None or found != hashed(tmp_path / "alone"): bad.append(sorted(found))
     tally("concurrency", "a damaged cell found by 3 processes", rounds, bad)
+
+
+# --- detection by ranges
+def logged(f, tasks, log):
+    "A map that leaves a line for each scoring task, and gives others time to come in between"
+    for t in tasks:
+        if getattr(f, "func", None) is cluster._largest: note(log, f"{f.keywords['job'].t:.6f} {t}"), time.sleep(.003)
+        yield f(t)
+
+
+def detect(folder, log, teacher, lock=True):
+    if not lock: cluster.held = lambda *_: nullcontext()
+    p, x = np.random.default_rng(teacher).beta(.5, .5, 400), np.random.default_rng(9).normal(size=(400, 5))
+    folder.mkdir(exist_ok=True)
+    found = cluster.detect_ranges(p, x, rows=50, group=4, folder=folder, map=cluster.partial(logged, log=log)).partition()
+    return hashlib.sha256(b"".join(a.tobytes() for a in (found.kind, found.conf, found.score))).hexdigest()
+
+
+@pytest.mark.parametrize("lock", [True, False])
+def test_ranges_in_one_folder(crowd, tmp_path, effort, tally, lock):
+    "Two processes for each of two teachers. Without the lock the harness sees that scores are computed twice, or that one teacher's confidences are taken for the other's."
+    bad, rounds = [], int(3 * effort)
+    want = [crowd(detect, (tmp_path / "alone", tmp_path / "log", teacher))[0] for teacher in (1, 2)]
+    assert all(done for done, _ in want) and want[0] != want[1]
+    for r in range(rounds if lock else 1):
+        answers = crowd(detect, *[(tmp_path / str(r), tmp_path / f"log{r}", teacher, lock) for teacher in (1, 2)] * 2)
+        bad += [a for a, w in zip(answers, want * 2) if a != w]
+        if sorted(noted(tmp_path / f"log{r}")) != sorted(noted(tmp_path / "log")): bad.append("scores computed twice")
+        bad += litter(tmp_path)
+    if lock: tally("concurrency", "ranges of rows scored by 4 processes in one folder, for two teachers", 4 * rounds, bad)
+    else: assert bad
 
 
 # --- one file, many writers and readers

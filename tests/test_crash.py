@@ -21,8 +21,9 @@ from test_session import buy, plan_of
 from test_sharing import make
 
 from datacentric_w2s import artifacts as art
-from datacentric_w2s import commands, files, results
+from datacentric_w2s import cluster, commands, files, results
 from datacentric_w2s.core import Splits, Texts
+from datacentric_w2s.probes import LinearProbe
 from datacentric_w2s.ranking import Ranking
 from datacentric_w2s.results import grid, run_cells
 from datacentric_w2s.selection import save_results
@@ -358,6 +359,40 @@ def test_a_small_writer(zygote, tmp_path, kill, name):
     (tmp_path / "warm").mkdir()
     zygote.warm(run, tmp_path / "warm", None)
     kill(name, Trial(zygote, tmp_path / "trial", run, before=partial(older, names=names)), middles=1, sizes=2, times=0)
+
+
+# --- labels and scores by ranges of rows
+POINTS = np.random.default_rng(0).normal(size=(90, 3))
+
+
+def noting(f, tasks, log):
+    "A map that says which ranges were scored"
+    for t in tasks:
+        if getattr(f, "func", None) is cluster._largest: note(log, f"rows_{t[0][0]}")
+        yield f(t)
+
+
+def by_ranges(folder, log):
+    warnings.simplefilter("ignore")
+    teacher = LinearProbe(.1).fit(POINTS, (POINTS[:, 0] > 0) * 1.)
+    p = cluster.label_ranges(teacher, POINTS, rows=30, folder=folder)
+    found = cluster.detect_ranges(p, POINTS, rows=30, folder=folder, map=partial(noting, log=log)).partition()
+    return [a.tolist() for a in (found.kind, found.conf)], found.score.tobytes()
+
+
+def scored(folder): return [f"rows_{line[2:].split(',')[0]}" for path in folder.glob("*.done") for line in good_lines(path)]
+
+
+def good_lines(path): return {line for line in path.read_text().splitlines() if line.count(" ") > 2 and cluster._line(*line.rsplit(" ", 2)[:2]) == f"{line}\n"}
+
+
+def a_cut_column(folder, old, new): return [f"{f} has rows without a number" for f in ("p.npy", "conf.npy") if (folder / f).exists() and np.isnan(np.load(folder / f)).any()]
+
+
+def test_ranges(zygote, tmp_path, kill):
+    "Scores are put into a file that is there, and noted when they are; all else is whole under its name"
+    zygote.warm(by_ranges, tmp_path, tmp_path / "log")
+    kill("labels and scores by ranges", Trial(zygote, tmp_path / "trial", by_ranges, finished=scored, whole=a_cut_column, content=lambda p: good_lines(p) if p.suffix == ".done" else p.read_bytes()), times=10)
 
 
 # --- the harness can fail
