@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from .core import KINDS, Partition, Pseudolabels, _features, _table
-from .detection import Rules, _contents, _said, _says, overlap_score
+from .detection import Rules, _digests, _said, _says, overlap_score
 from .files import contents, explained, held, plain_file, room, written
 from .probes import pseudolabel
 
@@ -371,7 +371,7 @@ def _first_look(span, job):
     "Of a range: its hard rows, ties at the threshold, sum of features, and the digest of each row"
     x, conf = read_range(job.x, span), job.conf_of(span)
     _features(x, f"x_strong[{span[0]}:{span[1]}]")
-    digests = _contents(x, range(len(x)))
+    digests = _digests(x, range(len(x)))
     hard = job.hard(span)
     zero = ~x.any(1) & ~hard
     return span, int(hard.sum()), int((conf == job.t).sum()), _floats(x).sum(0, dtype=np.float64), digests[hard], digests[~hard], int(zero.sum())

@@ -190,10 +190,20 @@ def _library(device):
     try: yield torch
     finally: torch.set_float32_matmul_precision(before)
 
-
-def _contents(x, rows):
+# %% ../nbs/02_detection.ipynb #nba92f20
+def _digests(x, rows):
     "(n,) a number that stands for all bytes of a row; two rows of a million share one by chance once in ten million times"
     return np.fromiter((int.from_bytes(hashlib.blake2b(x[i].tobytes(), digest_size=8).digest(), "little") for i in rows), np.uint64, len(rows))
+
+
+def _contents(x, rows):
+    "(n,) numbers that rows share where their bytes are the same. Most rows differ in eight columns already; only the others are read as a whole"
+    rows, few = np.asarray(rows), np.linspace(0, x.shape[1] - 1, 8).astype(int)
+    part = np.ascontiguousarray(x[np.ix_(rows, few)])
+    _, number, count = np.unique(part.view(f"V{8 * part.itemsize}").ravel(), return_inverse=True, return_counts=True)
+    again, number = count[number] > 1, number.astype(np.uint64)
+    number[again] = _digests(x, rows[again])
+    return number
 
 
 def _distinct(contents):
@@ -202,7 +212,7 @@ def _distinct(contents):
     order = np.argsort(first)
     return first[order], np.argsort(order)[place]
 
-
+# %% ../nbs/02_detection.ipynb #nf380ab2
 def _score(x, rows, x_hard, hard, how, mean=None, entries=None, device=None, contents=None):
     "Scores of x[rows] against x_hard[hard], block by block, never more than `entries` features of either side or products at once; equal rows are scored once; a function gets whole arrays"
     unit, score = (False, lambda a, b, _: how(a.block(), b.block())) if callable(how) else _SCORES[how]
@@ -226,7 +236,7 @@ def overlap_score(
 ) -> np.ndarray:  # (n,) the larger, the more like a hard row
     "Similarity of each row to the hard rows, in strong space. Paper, detection algorithm. Raises ValueError for unknown names, empty references, and NaN."
     x, x_hard = np.asarray(x), np.asarray(x_hard)
-    if x.ndim != 2 or x_hard.ndim != 2 or x.shape[1] != x_hard.shape[1]: raise ValueError(f"overlap_score: got x {x.shape} and x_hard {x_hard.shape}, wanted (n, d) and (m, d)")
+    if x.ndim != 2 or x_hard.ndim != 2 or not x.shape[1] == x_hard.shape[1] > 0: raise ValueError(f"overlap_score: got x {x.shape} and x_hard {x_hard.shape}, wanted (n, d) and (m, d)")
     if len(x_hard) == 0: raise ValueError("overlap_score: there are no hard rows to compare with; raise t_hard, or look at the teacher's confidence first")
     _known(how, device)
     mean = (x.sum(0, dtype=np.float64) + x_hard.sum(0, dtype=np.float64)) / (len(x) + len(x_hard)) if center else None
@@ -281,7 +291,7 @@ def detect_overlap(
 ) -> Partition:  # a kind for each row, with scores, thresholds and how they were found
     "Divide rows into easy, hard and overlap. Paper, detection algorithm. Raises ValueError where a threshold can't be found, no row or every row is hard, or features are NaN."
     x = np.asarray(x_strong)
-    if x.ndim != 2 or len(pseudolabels) != len(x): raise ValueError(f"detect_overlap: got {len(pseudolabels)} pseudolabels and x_strong of shape {x.shape}; wanted (n, d), row-aligned")
+    if x.ndim != 2 or 0 in x.shape or len(pseudolabels) != len(x): raise ValueError(f"detect_overlap: got {len(pseudolabels)} pseudolabels and x_strong of shape {x.shape}; wanted (n, d), row-aligned")
     if boundary not in ("<", "<="): raise ValueError(f"boundary: got {boundary!r}, wanted '<' or '<='")
     _known(how, device)
     t_hard, rule_hard = _threshold(pseudolabels.conf, t_hard, "confidences", jump, min_size)

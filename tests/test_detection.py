@@ -23,6 +23,16 @@ from datacentric_w2s.probes import evaluate, pseudolabel
 from datacentric_w2s.theory import Mixture, mixture_problem
 
 
+@given(st.integers(0, 99), st.integers(1, 40), st.integers(1, 30), st.sampled_from([np.float16, np.float32, np.float64, np.int64]))
+def test_rows_share_a_number_where_their_bytes_are_the_same(seed, n, d, dtype):
+    "Also rows that differ in one column only, perhaps none of those that are looked at first"
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 2, (n, d)).astype(dtype) if seed % 2 else np.repeat(rng.normal(size=(1, d)).astype(dtype), n, 0)
+    x[rng.integers(n, size=n // 2), rng.integers(d, size=n // 2)] += 1
+    number = D._contents(np.asfortranarray(x) if seed % 3 else x, range(n))
+    assert ((number[:, None] == number) == (x[:, None] == x).all(2)).all()
+
+
 # Parity: an independent plain computation
 
 def cosine(u, v): return abs(float(u @ v)) / float(np.sqrt(u @ u) * np.sqrt(v @ v))
@@ -258,6 +268,8 @@ def test_bad_input_raises():
     fails("1 of 160 rows hold NaN or infinite values", lambda: detect_overlap(labels, np.where(np.isnan(nan), np.inf, nan), how="max_dot"))
     fails("wanted \\(n, d\\), row-aligned", lambda: detect_overlap(labels, x[:-1]))
     fails("wanted \\(n, d\\), row-aligned", lambda: detect_overlap(labels, x[:, 0]))
+    fails("wanted \\(n, d\\), row-aligned", lambda: detect_overlap(labels, x[:, :0]))
+    fails("wanted \\(n, d\\) and", lambda: overlap_score(x[:, :0], x[:, :0]))
     fails("boundary: got '>'", lambda: detect_overlap(labels, x, boundary=">"))
     fails("how: got 'cosine'", lambda: detect_overlap(labels, x, how="cosine"))
     fails("leave no split", lambda: detect_overlap(labels[:4], x[:4], jump=5, min_size=2))
