@@ -41,8 +41,9 @@ def tally(record_property):
     start = time.perf_counter()
 
     def say(promise, what, tried, failed):  # "crash safety", "activation writer: SIGKILL before a file operation", 120, [(where, what was wrong)]
-        broken = min(len(failed), int(tried))
-        record_property("tally", [promise, what, int(tried), broken, round(time.perf_counter() - start, 1)])
+        nonlocal start
+        broken, begun, start = min(len(failed), int(tried)), start, time.perf_counter()
+        record_property("tally", [promise, what, int(tried), broken, round(start - begun, 1)])
         assert tried > 0 and not failed, f"{what}: {broken} of {tried} failed:\n" + "\n".join(map(str, failed[:20]))
     return say
 
