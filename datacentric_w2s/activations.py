@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from .artifacts import ARTIFACTS, artifact, artifact_id, cache_dir
 from .core import PRESETS, Labelled, Problem, Splits, Texts, Views, preset
-from .files import contents, end_with_parent, explained, held, made, plain_file, removed, room, sha256, written
+from .files import _remembered, contents, end_with_parent, explained, held, made, plain_file, removed, room, sha256, written
 
 # %% ../nbs/00c_activations.ipynb #c008
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ def _safe_folder(folder):
                          "with transformers alone: AutoModel.from_pretrained(folder).save_pretrained(new_folder), and the tokenizer likewise; then give the new folder")
 
 # %% ../nbs/00c_activations.ipynb #na698834
-@lru_cache(16)
-def _end_of_tensors(path, sha):
-    "Where the tensors of a GGUF file of this hash end; looking takes seconds"
+@_remembered
+def _end_of_tensors(path):
+    "Where the tensors of a GGUF file end; looking takes seconds"
     from gguf import GGUFReader
-    with _Reading(path.name, "it is damaged; get it again"): return max((t.data_offset + t.n_bytes for t in GGUFReader(path).tensors), default=0)
+    with _Reading(Path(path).name, "it is damaged; get it again"): return max((t.data_offset + t.n_bytes for t in GGUFReader(path).tensors), default=0)
 
 
 def _safe_gguf(path):
@@ -125,7 +125,7 @@ def _safe_gguf(path):
     version, tensors, entries = struct.unpack("<IQQ", head[4:])
     if version not in (2, 3): raise ValueError(f"model {path.name!r}: has GGUF version {version}, wanted 2 or 3 with the smallest byte first; convert it anew")
     if 24 * tensors + 12 * entries > path.stat().st_size: raise ValueError(f"model {path.name!r}: says that it holds {tensors:,} tensors and {entries:,} entries, which don't fit into it; it is damaged, get it again")
-    end = _end_of_tensors(path, sha256(path))
+    end = _end_of_tensors(path)
     if path.stat().st_size > end + (1 << 20): raise ValueError(f"model {path.name!r}: has {path.stat().st_size:,} bytes, its tensors end at {end:,}; it is damaged, get it again")
 
 # %% ../nbs/00c_activations.ipynb #c018

@@ -134,10 +134,11 @@ def written(
 def removed(
     path,  # of a file, a link or a folder, which need not be there; the folder above it is
 ):
-    "Remove what lies at a path (of a link not what it leads to), and what killed processes left of it. Raises OSError where that can't be done."
-    for p in (Path(path), *_left(Path(path))):
-        if p.is_dir() and not p.is_symlink(): shutil.rmtree(p)
-        else: p.unlink(missing_ok=True)
+    "Remove what lies at a path (of a link not what it leads to), and what killed processes left of it. Raises OSError where that can't be done, with what to do."
+    with explained(path, "removed"):
+        for p in (Path(path), *_left(Path(path))):
+            if p.is_dir() and not p.is_symlink(): shutil.rmtree(p)
+            else: p.unlink(missing_ok=True)
 
 # %% ../nbs/00_files.ipynb #f8a1c37c
 @contextmanager
@@ -201,8 +202,19 @@ def plain_file(
 
 
 # %% ../nbs/00_files.ipynb #f5b59535
-@lru_cache(maxsize=4096)
-def _hashed(path, *stamp):
+def _remembered(look):
+    "A function of a file's path, called again only where the file was touched since, or so lately that its times might not tell"
+    known = lru_cache(maxsize=4096)(lambda path, *stamp: look(path))
+
+    def of(path):
+        s = os.stat(plain_file(path))
+        quiet = time.time() - max(s.st_mtime, s.st_ctime) > 2
+        return known(str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) if quiet else look(str(path))
+    return of
+
+
+@_remembered
+def _hashed(path):
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 
@@ -210,9 +222,7 @@ def sha256(
     path,  # of a file
 ) -> str:  # 64 hexadecimal digits
     "sha256 of a file's content. Raises ValueError for what is no file, as `plain_file`, and OSError where it can't be read."
-    s = os.stat(plain_file(path))
-    quiet = time.time() - max(s.st_mtime, s.st_ctime) > 2
-    return (_hashed if quiet else _hashed.__wrapped__)(str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
+    return _hashed(path)
 
 # %% ../nbs/00_files.ipynb #n106578c
 def room(

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from .core import KINDS, PALETTE, Splits, clustered_se, preset as get_preset
 from .data import load_splits
 from .detection import Rules, detect
-from .files import contents, end_with_parent, explained, held, made, removed, sha256, written
+from .files import contents, end_with_parent, held, made, removed, sha256, written
 from .probes import LinearProbe, corrected_se, evaluate, split_ratio, with_sizes
 
 # %% ../nbs/07_results.ipynb #c006
@@ -86,6 +86,9 @@ def _checked_table(df, cell):
     return df.drop(columns=["dataset", "seed"], errors="ignore").reset_index(drop=True)
 
 # %% ../nbs/07_results.ipynb #c010
+def _head(about): return f"# {json.dumps(about)}".encode()
+
+
 def _whole(about):
     "Checksum of a recipe, and with its `sha256` of all that the file holds"
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
@@ -105,7 +108,7 @@ def write_cell(
     about |= dict(whole=_whole(about))
     path = cell.path(folder)
     made(path.parent)
-    with written(path) as temp: temp.write_bytes(f"# {json.dumps(about)}\n".encode() + body)
+    with written(path) as temp: temp.write_bytes(_head(about) + b"\n" + body)
     return path
 
 # %% ../nbs/07_results.ipynb #c011
@@ -137,9 +140,11 @@ def read_cell(
 ) -> tuple:  # the table, and the recipe as a dict
     "Read a cell's file. Raises ValueError where it is damaged, or was made from another recipe."
     head, _, body = contents(path, 1 << 30).partition(b"\n")
-    try: about = json.loads(head.removeprefix(b"# "))
+    try:
+        about = json.loads(head.removeprefix(b"# "))
+        as_written = _head(about) == head  # JSON may be written in many ways, this file in one
     except (ValueError, RecursionError) as e: raise ValueError(f"{Path(path).name}: the first line is no recipe") from e
-    if not _sound(about) or hashlib.sha256(body).hexdigest() != about.get("sha256"): raise ValueError(f"{Path(path).name}: damaged, its checksum differs")
+    if not (as_written and _sound(about)) or hashlib.sha256(body).hexdigest() != about.get("sha256"): raise ValueError(f"{Path(path).name}: damaged, its checksum differs")
     odd = {k: about.get(k) for k in {*(recipe or {}), *({"content"} & about.keys() if recipe else ())} if about.get(k) != (recipe or {}).get(k)}
     if odd: raise ValueError(f"{Path(path).name}: made from another recipe, with {', '.join(f'{k} = {v!r}' for k, v in sorted(odd.items()))}")
     try: df = _cell_table(body, about["dtypes"])
@@ -188,8 +193,7 @@ def _note(cell, folder, text):
     "Write an error beside the place of a cell's file, or with \"\" remove it"
     path = cell.path(folder).with_suffix(".error")
     if os.path.lexists(path) and (path.is_symlink() or not path.is_file()): path.rename(_free(path))  # no note of ours
-    if not text:
-        with explained(path): return removed(path)
+    if not text: return removed(path)
     made(path.parent)
     with written(path) as temp: temp.write_text(text, encoding="utf-8")
 

@@ -49,6 +49,7 @@ def tally(record_property):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    if hasattr(config, "workerinput"): return  # a process that runs a part of the tests
     rows = [v for status in ("passed", "failed") for r in terminalreporter.stats.get(status, ()) for k, v in getattr(r, "user_properties", ()) if k == "tally"]
     if not rows: return
     terminalreporter.section("promises: tried and broken")
