@@ -1,4 +1,5 @@
 "Files that are whole or not there: what the chapter's examples leave out."
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from datacentric_w2s.files import contents, explained, held, sha256, written
+from datacentric_w2s.files import contents, explained, held, removed, sha256, written
 
 
 def names(folder): return sorted(p.name for p in folder.iterdir())
@@ -170,3 +171,15 @@ def test_a_file_that_grows_or_lies_about_its_size_is_refused(tmp_path):
     os.truncate(tmp_path / "sparse", 2**40)  # a terabyte that is not there: refused before it is read
     with pytest.raises(ValueError, match="sparse: has 1,099,511,627,776 bytes or more, wanted at most 10; is it the right file"): contents(tmp_path / "sparse", 10)
     with pytest.raises(ValueError, match="zero: is a device, wanted a file"): contents("/dev/zero", 10)
+
+
+def test_what_lies_at_a_path_is_removed_whatever_it_is(tmp_path):
+    (tmp_path / "folder/in").mkdir(parents=True), (tmp_path / "file").write_text("x"), (tmp_path / "link").symlink_to(tmp_path / "kept"), (tmp_path / "kept").mkdir()
+    for name in ("folder", "file", "link", "nothing"): removed(tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+def test_what_cant_be_removed_is_said(tmp_path, monkeypatch):
+    def no(self, missing_ok=False): raise OSError(errno.EROFS, "Read-only file system", str(self))
+    monkeypatch.setattr(Path, "unlink", no)
+    with pytest.raises(OSError, match="note.txt was not removed; the place can only be read; choose another folder"): removed(tmp_path / "note.txt")

@@ -169,6 +169,13 @@ def test_collect_is_sorted_and_keeps_types(cells, tmp_path):
     assert list(df.kind[:2]) == ["easy", "NA"] and pd.isna(df.kind[2])
 
 
+@pytest.mark.parametrize("old, new", [(b'": ', b'":'), (b'"seed": 0, ', b'"seed": 0, "seed": 0, '), (b"toy", b"\\u0074oy")])
+def test_a_head_that_says_the_same_in_other_bytes_is_damaged(old, new, tmp_path):
+    path = write_cell(Cell("a", 0, "toy"), pd.DataFrame(dict(n=[1])), tmp_path)
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    with pytest.raises(ValueError, match="damaged"): read_cell(path)
+
+
 @pytest.mark.parametrize("df", [pd.DataFrame(), pd.DataFrame(dict(x=[])), pd.DataFrame(dict(x=[np.nan])), pd.DataFrame(dict(x=["1", "02"]))], ids=["no columns", "no rows", "nan", "digits as text"])
 def test_small_tables_come_back(df, tmp_path): pd.testing.assert_frame_equal(read_cell(write_cell(Cell("a", 0, "toy"), df, tmp_path))[0], df, check_index_type=False, check_column_type=False)
 
