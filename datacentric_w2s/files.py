@@ -44,7 +44,13 @@ def _at_work(temp):
     try: os.kill(int(pid), 0)
     except ProcessLookupError: return False
     except (PermissionError, OverflowError): return True
-    return True
+    return not _buried(pid)
+
+
+def _buried(pid):
+    "Whether a process has ended, and only nobody has asked yet how: it keeps its number until then"
+    try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError: return False
 
 # %% ../nbs/00_files.ipynb #f06ae66e
 _HELP = {

@@ -183,3 +183,14 @@ def test_what_cant_be_removed_is_said(tmp_path, monkeypatch):
     def no(self, missing_ok=False): raise OSError(errno.EROFS, "Read-only file system", str(self))
     monkeypatch.setattr(Path, "unlink", no)
     with pytest.raises(OSError, match="note.txt was not removed; the place can only be read; choose another folder"): removed(tmp_path / "note.txt")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_process_that_has_ended_is_not_at_work_even_where_nobody_asked_how(tmp_path):
+    half = f"import os, signal; from pathlib import Path; from datacentric_w2s.files import written\nwith written(Path({str(tmp_path / 'rows.csv')!r})) as temp: temp.write_text('half'), os.kill(os.getpid(), signal.SIGKILL)"
+    child = subprocess.Popen([sys.executable, "-c", half])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+    assert len(names(tmp_path)) == 1
+    with written(tmp_path / "rows.csv") as temp: temp.write_text("whole")
+    assert names(tmp_path) == ["rows.csv"]
+    child.wait()
